@@ -1,0 +1,170 @@
+"""Plumbing that the scripts share: run flags, device, batches, image grids.
+
+No model, loss, optimiser or loop lives here: a script reads without this file.
+"""
+
+import argparse
+import ctypes
+import os
+import shutil
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torchvision
+
+
+def fail(message: object) -> NoReturn:
+    """End the program as argparse does: one line on standard error, exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def number(kind: type, low: float, above: bool = False) -> Callable[[str], Any]:
+    """An argparse type: an int or float that is at least `low`, or above it, and less than 2^31."""
+
+    def parse(text: str):
+        value = kind(text)  # its ValueError becomes argparse's "invalid int value"
+        if low <= value < 2**31 and not (above and value == low):
+            return value
+        raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and below 2^31")
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows a script's docstring as it is written, and the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
+    """A parser with the flags that every script spells the same way; steps, batch_size and lr are their defaults."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
+    add = p.add_argument_group("run").add_argument
+    add("--steps", type=number(int, 1), default=steps, help="training steps in all; more of them continue a run")
+    add("--batch-size", type=number(int, 1), default=batch_size, help="samples per step")
+    add("--lr", type=number(float, 0, above=True), default=lr, help="learning rate")
+    add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
+    add("--data", help="a data set's name, or the path or URL of your own (default: the script's usual set)")
+    add("--data-dir", default="data", help="where data sets, downloads and decoded images are kept")
+    add("--out", help="run folder (default: runs/SCRIPT-DATA-VARIANT); the same command continues what it holds")
+    add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="where to compute")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
+    add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
+    add("--log-every", type=number(int, 1), default=100, help="steps between rows of metrics.csv")
+    add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
+    add("--sample-every", type=number(int, 1), default=1000, help="steps between samples")
+    add("--generate", action="store_true", help="do not train: generate from trained weights")
+    add("--weights", help="weights file or run folder to use (default: the newest run that fits the flags given)")
+    return p
+
+
+# Flags that a continued run may change: they say when things happen and what is shown, never what is learned.
+FREE = set("steps data data_dir out fresh device compile log_every save_every sample_every".split())
+FREE |= set("generate weights eval interpolate export n given".split())
+
+
+def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """p.parse_args, and in `given` the flags that really stand on the command line."""
+    args = p.parse_args(argv)
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse sets no default over an attribute
+    args.given = {k: v for k, v in vars(p.parse_args(argv, blank)).items() if v is not None}
+    return args
+
+
+def setup(args: argparse.Namespace) -> torch.device:
+    """Choose the device, resolve --bf16 (written back to args), seed torch."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        fail("several processes are not supported yet: start it with python, not with torchrun")
+    found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+    device = torch.device(found if args.device == "auto" else args.device)
+    if device.type not in (found, "cpu"):
+        fail(f"--device {device}: this machine, or this build of torch, has none; --device auto takes what there is")
+    if args.bf16 is None:
+        args.bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        args.bf16 |= device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # glibc hands every large temporary back to the kernel and faults it in again at the next step. Let it keep them.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    socket.setdefaulttimeout(30)  # seconds, so that no download hangs
+    torch.manual_seed(args.seed)
+    return device
+
+
+def compiled(function: Callable, wanted: bool) -> Callable:
+    """torch.compile(function), or itself: when not wanted or, with a line that says so, when there is no compiler."""
+    if wanted and not shutil.which(os.environ.get("CXX", "g++")):
+        print("--compile needs a C++ compiler (g++, or what CXX names) and finds none: going on without")
+        wanted = False
+    return torch.compile(function, dynamic=False) if wanted else function
+
+
+def progress(items, title: str, total: int, first: int = 0):
+    """tqdm over `items` where it is installed and standard error is a terminal."""
+    if not find_spec("tqdm"):
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, title, total, leave=False, initial=first, disable=None)
+
+
+@lru_cache(maxsize=4)
+def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of one epoch: int64 (n,)."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
+    """Indices (batch_size,) for step 1, 2, ...: the next slice of one endless row of permuted epochs.
+
+    Stateless: step t needs no sampler to be resumed. Every batch has one size: it may end an epoch and begin the next.
+    """
+    first, slices = (step - 1) * batch_size, []
+    while batch_size:
+        epoch, start = divmod(first, n)
+        slices.append(permutation(n, seed, epoch)[start : start + batch_size])
+        first, batch_size = first + len(slices[-1]), batch_size - len(slices[-1])
+    return torch.cat(slices)
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
+    """PNG of images in [0, 1], (N, C, H, W), with torchvision's make_grid."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torchvision.utils.save_image(images.detach().float(), path, nrow=columns, padding=1)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The whole set on the GPU when it takes less than half of what is free there; else where it is."""
+    fits = device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    return x.to(device) if fits else x
+
+
+def export(model: torch.nn.Module, x: torch.Tensor, path: Path) -> None:
+    """Write `path` (TorchScript) and its .pt2 (torch.export), read both back and hold them against the model.
+
+    x: an example batch of at least 3 for a model in eval mode; the exported ones take any batch size.
+    """
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
+    torch.jit.save(torch.jit.trace(model, x[:2]), path)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=dynamic), path.with_suffix(".pt2"))
+    for file, again in {path: torch.jit.load(path), path.with_suffix(".pt2"): None}.items():
+        again = again or torch.export.load(file).module()
+        with torch.no_grad():
+            error = (again(x) - model(x)).abs().max().item()
+        if not error < 1e-4:
+            fail(f"{file} differs from the model by {error:.1e}")
+        print(f"{file}: (B, {', '.join(map(str, x.shape[1:]))}) in, within {error:.0e} of the model")

@@ -1,0 +1,223 @@
+"""The run folder: checkpoints, metrics, curves, events, and going on where a run stopped.
+
+runs/vae-mnist-tsinghua-z10/
+    last.pth                   everything that training needs to go on
+    vae.pth                    the weights, and the numbers that rebuild the model
+    metrics.csv  curves.png    averages since the last row, per split; TensorBoard events hold the same
+    config.json  results.json  what was asked for, and what was measured at the end
+"""
+
+import argparse
+import csv
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import FREE, fail, progress
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """torch.save under a temporary name, flush to disk, rename: the old file or the new is there, never a half."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(path: Path, script: str) -> dict[str, Any]:
+    """The dictionary that `script` saved, on the CPU. Only tensors and plain values are unpickled, so no code runs."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except Exception as error:  # a foreign or damaged file can raise anything
+        fail(f"{path} cannot be read as a checkpoint: {error!r}")
+    if not isinstance(state, dict) or state.get("script") != script:
+        fail(f"{path} was not saved by {script}.py: {state.get('script') if isinstance(state, dict) else type(state)}")
+    return state
+
+
+def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The weights SCRIPT.pth that the flags mean, and the folder for what is made of them.
+
+    From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
+    numbers do not contradict the flags given.
+    """
+    script, shipped = Path(name).stem, Path(__file__).parent / "weights" / name
+    runs = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
+    named = Path(args.weights or args.out or "")
+    for path in [named if named.is_file() else named / name] if args.weights or args.out else [*runs, shipped]:
+        state = load(path, script)
+        differ = [f"{k} {state[k]}" for k, v in args.given.items() if state.get(k, v) != v]
+        if not differ:
+            print(f"weights: {path}, trained on {state['trained_on']}", file=sys.stderr)
+            folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            return state, folder
+    fail(
+        f"no trained weights fit these flags; {path} has {', '.join(differ)}. Train first, or name them with --weights"
+    )
+
+
+class Run:
+    """The folder of one training: continues it, logs, saves, and stops it well.
+
+    Args:
+        name: the folder under runs/, unless --out names another; begins with the script's name.
+        data: printed, recorded, and compared when the run is continued.
+        objects: models and optimisers, by the name under which last.pth keeps their state.
+        weights: file name -> (model, the plain numbers that rebuild it).
+    """
+
+    KEPT = ("script", "flags", "step", "seconds", "rows", "sums")  # last.pth holds these beside the objects' states
+
+    def __init__(self, args: argparse.Namespace, name: str, data: object, objects: dict, weights: dict) -> None:
+        self.args, self.data, self.objects, self.weights = args, data, objects, weights
+        self.script, self.folder = name.split("-")[0], Path(args.out or f"runs/{name}")
+        self.flags = {k: v for k, v in vars(args).items() if k not in FREE} | {"data": str(data)}
+        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
+        sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
+        config = {"command": sys.argv, "flags": vars(args), "data": str(data), "parameters": sizes}
+        config |= {"python": sys.version, "torch": torch.__version__}
+        try:
+            if args.fresh and self.folder.exists():
+                aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+                print(f"--fresh: the old run is now {self.folder.rename(aside)}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "last.pth").exists():
+                self._continue(load(self.folder / "last.pth", self.script))
+            (self.folder / "config.json").write_text(json.dumps(config, indent=1))
+        except OSError as error:
+            fail(f"the run folder cannot be written: {error}; name another with --out")
+        print(f"data: {data}\nparameters: {sizes}\nrun folder: {self.folder}, {self.step} of {args.steps} steps done")
+        if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
+            print(f"not installed, so what they show is left out: {', '.join(missing)}")
+
+    def _continue(self, last: dict[str, Any]) -> None:
+        there = last["flags"]
+        differ = [f"{k} {there.get(k)} there, {v} here" for k, v in self.flags.items() if there.get(k) != v]
+        if differ:
+            fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): use those, another --out, or --fresh")
+        for key, thing in self.objects.items():
+            thing.load_state_dict(last[key])
+        vars(self).update({key: last[key] for key in self.KEPT})
+
+    def save(self) -> None:
+        """Write last.pth and the weights files, draw curves.png."""
+        state = {key: getattr(self, key) for key in self.KEPT}
+        save(state | {key: thing.state_dict() for key, thing in self.objects.items()}, self.folder / "last.pth")
+        for name, (model, numbers) in self.weights.items():
+            state = {"script": self.script, "step": self.step, **numbers, "state_dict": model.state_dict()}
+            save(state, self.folder / name)
+        if self.rows and find_spec("matplotlib"):
+            self._draw_curves()
+
+    def finished(self) -> bool:
+        """Whether training and evaluation are done, said in one line."""
+        if self.step < self.args.steps or not (self.folder / "results.json").exists():
+            return False
+        print(f"{self.folder} is finished at step {self.step}: --steps for more, --fresh to start again")
+        return True
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do. Saves at --save-every, at the end, and on Ctrl-C or SIGTERM before it stops.
+
+        Step t draws its noise from a generator seeded by (seed, t): what is evaluated in between does not matter, and a
+        continued run needs no random state.
+        """
+        (self.folder / "results.json").unlink(missing_ok=True)
+        self.events = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
+        caught = []
+
+        def stop(number: int, _) -> None:
+            caught.append(number)
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for the step to end
+
+        handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.bar = progress(range(self.step + 1, self.args.steps + 1), self.folder.name, self.args.steps, self.step)
+        try:
+            for step in self.bar:
+                began, self.step = time.perf_counter(), step
+                torch.manual_seed(int(np.random.SeedSequence((self.args.seed, step)).generate_state(1)[0]))
+                yield step
+                self.seconds += time.perf_counter() - began
+                if caught or step % self.args.save_every == 0 or step == self.args.steps:
+                    self.save()
+                if caught:
+                    print(f"stopped at step {step} and saved; the same command continues")
+                    raise SystemExit(128 + caught[0])
+        finally:
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+            if self.events:
+                self.events.close()
+
+    def add(self, split: str, **terms: torch.Tensor | float) -> None:
+        """Add one step's values to the averages of the next row; tensors stay on their device until then."""
+        sums = self.sums.setdefault(split, {})
+        for name, value in ({"n": 1} | terms).items():
+            sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
+
+    def log(self) -> None:
+        """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
+        text = []
+        for split, sums in self.sums.items():
+            means = {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
+            self.rows.append({"step": self.step, "split": split} | means)
+            text.append(f"{split} " + " ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
+            for name, mean in means.items() if self.events else ():
+                self.events.add_scalar(f"{name}/{split}", mean, self.step)
+        self.sums = {}
+        with open(self.folder / "metrics.csv", "w", newline="") as file:  # whole: a continued run leaves no row twice
+            writer = csv.DictWriter(file, dict.fromkeys(key for row in self.rows for key in row))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        rate = self.step / max(self.seconds, 1e-9)
+        if getattr(self.bar, "disable", True):
+            left = (self.args.steps - self.step) / rate / 60
+            print(
+                f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", f"{left:.1f} min left", sep=" | "
+            )
+        else:
+            self.bar.set_postfix_str(text[0])  # the bar itself shows speed and time left
+
+    def _draw_curves(self) -> None:
+        """curves.png: a panel per term, a line per split."""
+        from matplotlib.figure import Figure
+
+        terms = dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "split"))
+        figure = Figure((4 * len(terms), 3), layout="constrained")
+        for i, term in enumerate(terms, 1):
+            axes = figure.add_subplot(1, len(terms), i, title=term, xlabel="step")
+            for split in dict.fromkeys(row["split"] for row in self.rows if term in row):
+                axes.plot(
+                    *zip(*((r["step"], r[term]) for r in self.rows if r["split"] == split), strict=True), label=split
+                )
+            axes.legend()
+        figure.savefig(self.folder / "curves.png")
+
+
+def finish(folder: Path, step: int, data: object, results: dict[str, Any]) -> None:
+    """Write results.json, print it, and say last on which data it was measured."""
+    results = {"step": step, **results, "data": str(data)}
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
+    print(f"{folder}: trained and measured on {data}")

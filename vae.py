@@ -1,0 +1,458 @@
+"""Variational autoencoder: train, sample, look inside.
+
+Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv 1312.6114. Training maximises the evidence lower bound
+
+    ELBO(x) = E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z))                                              (eq. 3)
+
+with q(z|x) = N(μ, diag σ²) from the encoder, p(z) = N(0, I), and z = μ + σ ⊙ ε, ε ~ N(0, I) (section 2.4).
+p(x|z) is Bernoulli per pixel, grey values taken as probabilities, or Gaussian with a fixed variance.
+
+Differs from the paper: convolutional networks, Adam instead of Adagrad, β on the KL term (Higgins et al. 2017).
+
+    python vae.py --latent-dim 10 --steps 20000          # train on MNIST and look inside; again: continue
+    python vae.py --data photos/ --steps 5000            # your own images, 64 x 64, in colour
+    python vae.py --generate                             # a grid of new samples from the newest run
+"""
+
+import math
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+import common
+import images
+import run_folder
+
+WARMUP = 500  # steps in which the learning rate rises to --lr
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = common.parser(__doc__, steps=20000, batch_size=64, lr=1e-3)
+    # model
+    p.add_argument("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
+    p.add_argument(
+        "--arch", choices=["tsinghua", "technion", "mlp"], help="default: tsinghua for grey, technion for colour"
+    )
+    p.add_argument(
+        "--image-size", type=common.number(int, 1), help="side in pixels (default: 32, or 64 for large images)"
+    )
+    p.add_argument("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z); default: bernoulli for grey images")
+    p.add_argument(
+        "--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² of the Gaussian loss"
+    )
+    p.add_argument("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term (arXiv 1804.03599)")
+    # use of trained weights
+    p.add_argument("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
+    p.add_argument("--interpolate", action="store_true", help="do not train: draw interpolation.png")
+    p.add_argument("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
+    p.add_argument("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
+    return common.parse_args(p, argv)
+
+
+class EncoderCNN(nn.Module):
+    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        stage = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        c = out_channels
+        self.cnn = nn.Sequential(
+            stage(in_channels, c // 8), stage(c // 8, c // 4), stage(c // 4, c // 2), stage(c // 2, c)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cnn(x)
+
+
+class DecoderCNN(nn.Module):
+    """(B, in_channels, H/16, W/16) -> (B, out_channels, H, W): the mirror, its last layer bare."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        up = lambda i, o: nn.ConvTranspose2d(i, o, 4, 2, 1)
+        stage = lambda i, o: nn.Sequential(up(i, o), nn.BatchNorm2d(o), nn.ReLU())
+        c = in_channels
+        self.cnn = nn.Sequential(
+            stage(c, c // 2), stage(c // 2, c // 4), stage(c // 4, c // 8), up(c // 8, out_channels)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.cnn(h)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder of features, joined through z.
+
+    Args:
+        features_encoder: (B, *in_size) -> features of any shape.
+        features_decoder: features of that shape -> (B, *in_size), before the output activation.
+        in_size: (C, H, W).
+    """
+
+    def __init__(self, features_encoder: nn.Module, features_decoder: nn.Module, in_size, z_dim: int) -> None:
+        super().__init__()
+        with torch.no_grad():
+            shape = features_encoder.eval()(torch.zeros(1, *in_size)).shape[1:]
+        features_encoder.train()
+        n = shape.numel()
+        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), nn.Linear(n, 2 * z_dim))
+        self.decoder = nn.Sequential(nn.Linear(z_dim, n), nn.Unflatten(1, shape), features_decoder)
+        self.z_dim = z_dim
+        self.set_likelihood("gaussian")
+
+    def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001) -> None:
+        """p(x|z): bernoulli for images in [0, 1], or gaussian for images in [-1, 1]."""
+        self.likelihood, self.x_sigma2 = likelihood, x_sigma2
+        self.output = nn.Sigmoid() if likelihood == "bernoulli" else nn.Tanh()
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ² of q(z|x), each (B, z_dim)."""
+        mu, log_sigma2 = self.encoder(x).float().chunk(2, dim=1)
+        return mu, log_sigma2
+
+    def reparameterize(self, mu: Tensor, log_sigma2: Tensor) -> Tensor:
+        """z = μ + σ ⊙ ε: noise without parameters, so that the gradient reaches μ and σ."""
+        return mu + torch.exp(0.5 * log_sigma2) * torch.randn_like(mu)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(z, μ, log σ²), each (B, z_dim)."""
+        mu, log_sigma2 = self.posterior(x)
+        return self.reparameterize(mu, log_sigma2), mu, log_sigma2
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x|z), (B, C, H, W) in the range of the images."""
+        return self.output(self.decoder(z).float())
+
+    def sample(self, n: int) -> Tensor:
+        """n images decoded from z ~ N(0, I), on the CPU."""
+        with torch.no_grad():
+            return self.decode(torch.randn(n, self.z_dim, device=next(self.parameters()).device)).cpu()
+
+    def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, μ, log σ²); with logits the reconstruction stops before the output activation."""
+        z, mu, log_sigma2 = self.encode(x)
+        return (self.decoder(z).float() if logits else self.decode(z)), mu, log_sigma2
+
+
+class TsinghuaVAE(VAE):
+    """The layer table of the Tsinghua homework, for 1 x 32 x 32 images in [0, 1]. Its head gives log σ, not log σ²."""
+
+    def __init__(self, latent_dim: int) -> None:
+        nn.Module.__init__(self)
+        conv = lambda i, o, stride: nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.ReLU())
+        up = lambda i, o, stride: nn.Sequential(nn.ConvTranspose2d(i, o, 3, stride, 1, stride - 1), nn.ReLU())
+        self.encoder = nn.Sequential(
+            conv(1, 16, 1),  # (B, 16, 32, 32)
+            conv(16, 32, 2),  # (B, 32, 16, 16)
+            conv(32, 32, 1),  # (B, 32, 16, 16)
+            conv(32, 16, 2),  # (B, 16, 8, 8)
+            nn.Flatten(),
+            nn.Sequential(nn.Linear(16 * 8 * 8, 2 * latent_dim), nn.ReLU()),
+            nn.Linear(2 * latent_dim, 2 * latent_dim),  # μ and log σ
+        )
+        self.decoder = nn.Sequential(
+            nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.ReLU()),
+            nn.Linear(latent_dim, 16 * 8 * 8),
+            nn.Unflatten(1, (16, 8, 8)),
+            up(16, 32, 2),  # (B, 32, 16, 16)
+            up(32, 32, 1),  # (B, 32, 16, 16)
+            up(32, 16, 2),  # (B, 16, 32, 32)
+            nn.ConvTranspose2d(16, 1, 3, 1, 1),  # (B, 1, 32, 32)
+        )
+        self.z_dim = latent_dim
+        self.set_likelihood("bernoulli")
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)
+        return mu, 2 * log_sigma
+
+
+def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32) -> VAE:
+    """A VAE by name. Raises ValueError for images that the architecture cannot take."""
+    in_size = (channels, image_size, image_size)
+    if arch == "tsinghua":
+        if in_size != (1, 32, 32):
+            raise ValueError(f"tsinghua is made for 1x32x32 images, not {channels}x{image_size}x{image_size}")
+        return TsinghuaVAE(latent_dim)
+    if arch == "technion":
+        if image_size % 16:
+            raise ValueError(
+                f"technion halves the image four times: the size must be a multiple of 16, not {image_size}"
+            )
+        return VAE(EncoderCNN(channels, 256), DecoderCNN(256, channels), in_size, latent_dim)
+    if arch != "mlp":
+        raise ValueError(f"no architecture {arch}; there are tsinghua, technion and mlp")
+    d_x, h = math.prod(in_size), 512
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), nn.ReLU())
+    return VAE(encoder, nn.Sequential(nn.ReLU(), nn.Linear(h, d_x), nn.Unflatten(1, in_size)), in_size, latent_dim)
+
+
+def vae_loss(x, xr, z_mu, z_log_sigma2, x_sigma2, beta=1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """ℓ = ‖x − x̂‖² / (σ² d_x) + tr Σ + ‖μ‖² − d_z − log det Σ, averaged over the batch (Technion).
+
+    Twice the negative ELBO of a Gaussian p(x|z) whose variance per pixel is σ² d_x, up to a constant.
+    Returns (loss, data term, KL term); beta other than 1 weighs the KL term in the loss.
+    """
+    data_loss = F.mse_loss(xr, x) / x_sigma2
+    kldiv_loss = (z_log_sigma2.exp() + z_mu**2 - 1 - z_log_sigma2).sum(1).mean()
+    return data_loss + beta * kldiv_loss, data_loss, kldiv_loss
+
+
+def bce_vae_loss(x, xr, mu, log_sigma2, beta=1.0, logits=False) -> tuple[Tensor, Tensor, Tensor]:
+    """(rec + β KL, rec, KL) in nats: cross-entropy summed over pixels, KL = ½ Σ(μ² + σ² − log σ² − 1), batch means.
+
+    x: (B, C, H, W) in [0, 1]. xr: probabilities, or with `logits` what the sigmoid takes. KL: appendix B of the paper.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits if logits else F.binary_cross_entropy
+    rec = cross_entropy(xr, x, reduction="sum") / len(x)
+    kl = 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).sum(1).mean()
+    return rec + beta * kl, rec, kl
+
+
+def objective(
+    model: nn.Module, x: Tensor, likelihood: str, x_sigma2: float, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, reconstruction term, KL term) of a batch in the likelihood's range."""
+    x_hat, mu, log_sigma2 = model(x, logits=likelihood == "bernoulli")
+    if likelihood == "bernoulli":
+        return bce_vae_loss(x, x_hat, mu, log_sigma2, beta, logits=True)
+    return vae_loss(x, x_hat, mu, log_sigma2, x_sigma2, beta)
+
+
+def scale(model: VAE, x: Tensor) -> Tensor:
+    """uint8 images -> floats in the range of the model's likelihood, on its device."""
+    x = x.to(next(model.parameters()).device).float()
+    x = x / 255 if model.likelihood == "bernoulli" else x / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def visible(model: VAE, x: Tensor) -> Tensor:
+    """Decoded images in [0, 1]."""
+    return x if model.likelihood == "bernoulli" else (x + 1) / 2
+
+
+@torch.no_grad()
+def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
+    """Mean loss, rec and kl over uint8 images, in eval mode, with the same noise each time."""
+    training = model.training
+    model.eval()
+    torch.manual_seed(0)
+    sums = 0
+    for batch in x.split(500):
+        sums += len(batch) * torch.stack(objective(model, scale(model, batch), model.likelihood, model.x_sigma2, beta))
+    model.train(training)
+    return dict(zip(("loss", "rec", "kl"), (sums / len(x)).tolist(), strict=True))
+
+
+def elbo(model: VAE, rec: float, kl: float, d_x: int) -> float:
+    """The evidence lower bound (eq. 3, β = 1) in nats per image, from the two terms of the model's loss."""
+    if model.likelihood == "bernoulli":
+        return -rec - kl
+    return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * model.x_sigma2 * d_x)  # vae_loss is twice the bound
+
+
+@torch.no_grad()
+def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
+    """Mean over images of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, in nats (Burda et al. 2015, eq. 8).
+
+    A lower bound on log p(x), on average not below the ELBO, and tighter with more samples.
+    """
+    total = 0.0
+    for batch in x.split(max(1, 2048 // n_samples)):
+        batch = scale(model, batch)  # (B, C, H, W)
+        mu, log_sigma2 = model.posterior(batch)
+        eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
+        z = mu + torch.exp(0.5 * log_sigma2) * eps
+        log_pz_over_qz = 0.5 * (eps**2 + log_sigma2 - z**2).sum(-1)  # (K, B); the 2π cancel
+        out = model.decoder(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])  # (K, B, C, H, W)
+        if model.likelihood == "bernoulli":
+            log_px_z = (batch * out - F.softplus(out)).flatten(2).sum(-1)
+        else:
+            variance = model.x_sigma2 * batch[0].numel()
+            error = (batch - model.output(out)).flatten(2)
+            log_px_z = -0.5 * (error**2 / variance + math.log(2 * math.pi * variance)).sum(-1)
+        total += (torch.logsumexp(log_px_z + log_pz_over_qz, 0) - math.log(n_samples)).sum().item()
+    return total / len(x)
+
+
+@torch.no_grad()
+def draw_reconstructions(model: VAE, x: Tensor, path: Path) -> None:
+    """Rows of originals, each over the row of its reconstructions, decoded from μ."""
+    columns = min(8, len(x))
+    x = scale(model, x[: min(32, len(x)) // columns * columns])
+    rows = torch.stack([x, model.decode(model.posterior(x)[0])]).unflatten(1, (-1, columns))  # (2, R, 8, C, H, W)
+    common.save_grid(visible(model, rows.transpose(0, 1).flatten(0, 2)), path, columns)
+
+
+@torch.no_grad()
+def draw_interpolation(model: VAE, x: Tensor, labels: Tensor, path: Path, k: int = 8) -> None:
+    """Between images of different classes: x₁, then decode(z₁ + i/K (z₂ − z₁)) for i = −2 ... K+2, then x₂."""
+    one_each = [int((labels == label).nonzero()[0]) for label in labels.unique()[:9]]
+    x = scale(model, x[one_each] if len(one_each) > 1 else x[:9])
+    mu = model.posterior(x)[0]
+    i = torch.arange(-2, k + 3, device=mu.device)[:, None] / k
+    rows = []
+    for x1, x2, z1, z2 in zip(x, x[1:], mu, mu[1:], strict=False):
+        rows += [x1[None], model.decode(z1 + i * (z2 - z1)), x2[None]]
+    if rows:
+        common.save_grid(visible(model, torch.cat(rows)), path, k + 7)
+
+
+@torch.no_grad()
+def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
+    """Codes μ of 2,000 test images by class: their t-SNE, or, in two dimensions, themselves beside the manifold."""
+    from matplotlib.figure import Figure
+
+    x, labels, plane = x[:2000], labels[:2000], model.z_dim == 2
+    codes = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)])
+    figure = Figure((12, 6) if plane else (6.5, 6), layout="constrained")
+    axes = figure.subplots(1, 1 + plane, squeeze=False)[0]
+    if plane:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
+        q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
+        z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
+        tiles = visible(model, model.decode(z.to(next(model.parameters()).device)))
+        axes[1].imshow(make_grid(tiles, 20, padding=0).cpu().permute(1, 2, 0))
+        axes[1].set_title("decoded manifold")
+        axes[1].axis("off")
+    else:
+        from sklearn.manifold import TSNE
+
+        codes = TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(codes.numpy())
+    dots = axes[0].scatter(
+        codes[:, 0], codes[:, 1], c=labels.numpy(), s=5, cmap="tab10" if labels.max() < 10 else "viridis"
+    )
+    axes[0].set_title(f"codes of {len(x):,} test images{'' if plane else ', t-SNE'}")
+    if 0 < labels.max() < 20:
+        axes[0].legend(*dots.legend_elements(num=None), title="class", fontsize="small")
+    figure.savefig(path)
+
+
+def look_inside(model: VAE, data: images.ImageData, folder: Path) -> dict[str, float]:
+    """End-of-run evaluation in float32: pictures into the folder, numbers back."""
+    print("evaluating on held-out images ...", flush=True)
+    model.eval()
+    terms = evaluate(model, data.test, beta=1.0)
+    results = {
+        "elbo": elbo(model, terms["rec"], terms["kl"], data.test[0].numel()),
+        "rec": terms["rec"],
+        "kl": terms["kl"],
+    }
+    results |= {"n_test": len(data.test), "log_px": log_px(model, data.test[:1000], n_samples=128)}
+    results |= {"log_px_images": min(1000, len(data.test)), "log_px_samples": 128}
+    draw_reconstructions(model, data.test, folder / "reconstructions.png")
+    draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
+    if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
+        draw_latent(model, data.test, data.test_labels, folder / "latent.png")
+    return results
+
+
+class Reconstruction(nn.Module):
+    """x -> decode(μ(x)): what --export writes."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.decode(self.model.posterior(x)[0])
+
+
+def build(numbers: dict) -> VAE:
+    """The model that a weights file, or the flags, describe."""
+    try:
+        model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size")))
+    except ValueError as error:
+        common.fail(error)
+    model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"])
+    return model.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def start_well(model: VAE, x: Tensor) -> None:
+    """Begin near q(z|x) = p(z), and for Bernoulli at the mean grey value.
+
+    From PyTorch's own start the first steps, which darken everything, kill most ReLUs around z for good.
+    """
+    model.encoder[-1].weight *= 0.1
+    if model.likelihood == "bernoulli":
+        last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
+        last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
+
+
+def train(args: Namespace, device: torch.device) -> None:
+    data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
+    channels, args.image_size = data.train.shape[1:3]
+    args.arch = args.arch or ("tsinghua" if (channels, args.image_size) == (1, 32) else "technion")
+    args.likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
+    numbers = {k: getattr(args, k) for k in ("arch", "latent_dim", "image_size", "likelihood", "x_sigma2", "beta")}
+    numbers |= {"channels": channels, "data": data.source, "trained_on": str(data)}
+
+    model = build(numbers).to(device)
+    start_well(model, data.train)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
+    variant = f"vae-{data.name}-{args.arch}-z{args.latent_dim}" + (f"-beta{args.beta:g}" if args.beta != 1 else "")
+    variant += f"-sigma{args.x_sigma2:g}" if args.likelihood == "gaussian" else ""
+    run = run_folder.Run(args, variant, data, {"model": model, "optimizer": optimizer}, {"vae.pth": (model, numbers)})
+    if run.finished():
+        return
+    pixels = common.to_device(data.train, device)
+    terms = common.compiled(objective, args.compile)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+
+    for step in run.steps():
+        optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
+        x = scale(model, pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)])  # (B, C, H, W)
+        with autocast:
+            loss, rec, kl = terms(model, x, args.likelihood, args.x_sigma2, args.beta)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        run.add("train", loss=loss, rec=rec, kl=kl)
+        if step % args.log_every == 0:
+            with autocast:
+                run.add("test", **evaluate(model, data.test[:1000], args.beta))
+            run.log()
+        if step % args.sample_every == 0 or step == args.steps:
+            model.eval()
+            torch.manual_seed(0)
+            common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
+            draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
+            model.train()
+    run_folder.finish(
+        run.folder, run.step, data, look_inside(model, data, run.folder) | {"train_minutes": run.seconds / 60}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    if not (args.generate or args.interpolate or args.eval or args.export):
+        return train(args, device)
+
+    numbers, folder = run_folder.find_weights("vae.pth", args)
+    model = build(numbers)
+    model.load_state_dict(numbers["state_dict"])
+    model.to(device).eval()
+    if args.generate:
+        common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))
+        print(folder / "generated.png")
+    if args.interpolate or args.eval:
+        data = images.load_images(args.data or numbers["data"], "mnist", args.data_dir, numbers["image_size"])
+    if args.interpolate:
+        draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
+        print(folder / "interpolation.png")
+    if args.eval:
+        run_folder.finish(folder, numbers["step"], data, look_inside(model, data, folder))
+    if args.export:
+        x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
+        common.export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth")
+
+
+if __name__ == "__main__":
+    main()
