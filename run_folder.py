@@ -64,7 +64,9 @@ def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], P
         state = load(path, script)
         differ = [f"{k} {state[k]}" for k, v in args.given.items() if state.get(k, v) != v]
         if not differ:
-            print(f"weights: {path}, trained on {state['trained_on']}", file=sys.stderr)
+            print(
+                f"weights: {path}{' (shipped)' * (path == shipped)}, made from {state['trained_on']}", file=sys.stderr
+            )
             folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
             folder.mkdir(parents=True, exist_ok=True)
             return state, folder
@@ -86,7 +88,7 @@ class Run:
     KEPT = ("script", "flags", "step", "seconds", "rows", "sums")  # last.pth holds these beside the objects' states
 
     def __init__(self, args: argparse.Namespace, name: str, data: object, objects: dict, weights: dict) -> None:
-        self.args, self.data, self.objects, self.weights = args, data, objects, weights
+        self.args, self.objects, self.weights = args, objects, weights
         self.script, self.folder = name.split("-")[0], Path(args.out or f"runs/{name}")
         self.flags = {k: v for k, v in vars(args).items() if k not in FREE} | {"data": str(data)}
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
@@ -112,8 +114,11 @@ class Run:
         differ = [f"{k} {there.get(k)} there, {v} here" for k, v in self.flags.items() if there.get(k) != v]
         if differ:
             fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): use those, another --out, or --fresh")
-        for key, thing in self.objects.items():
-            thing.load_state_dict(last[key])
+        try:
+            for key, thing in self.objects.items():
+                thing.load_state_dict(last[key])
+        except (KeyError, RuntimeError, ValueError) as error:
+            fail(f"{self.folder}/last.pth does not fit this version of the model: {error}; use --fresh")
         vars(self).update({key: last[key] for key in self.KEPT})
 
     def save(self) -> None:
@@ -192,10 +197,8 @@ class Run:
             writer.writerows(self.rows)
         rate = self.step / max(self.seconds, 1e-9)
         if getattr(self.bar, "disable", True):
-            left = (self.args.steps - self.step) / rate / 60
-            print(
-                f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", f"{left:.1f} min left", sep=" | "
-            )
+            left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
+            print(f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", left, sep=" | ", flush=True)
         else:
             self.bar.set_postfix_str(text[0])  # the bar itself shows speed and time left
 
@@ -208,9 +211,8 @@ class Run:
         for i, term in enumerate(terms, 1):
             axes = figure.add_subplot(1, len(terms), i, title=term, xlabel="step")
             for split in dict.fromkeys(row["split"] for row in self.rows if term in row):
-                axes.plot(
-                    *zip(*((r["step"], r[term]) for r in self.rows if r["split"] == split), strict=True), label=split
-                )
+                points = [(row["step"], row[term]) for row in self.rows if row["split"] == split and term in row]
+                axes.plot(*zip(*points, strict=True), label=split)
             axes.legend()
         figure.savefig(self.folder / "curves.png")
 

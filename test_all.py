@@ -31,6 +31,8 @@ import images
 import run_folder
 import vae
 
+torch.set_num_threads(1)  # on networks this small, threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
 SCRIPTS = [vae]
@@ -378,7 +380,7 @@ def test_a_run_from_start_to_export(capsys):
     losses = [float(row.split(",")[2]) for row in rows[1:] if ",test," in row]
     assert losses[-1] < losses[0]
     results = json.loads((folder / "results.json").read_text())
-    assert results["elbo"] < results["log_px"] < 0 and results["n_test"] == 179
+    assert results["elbo"] < results["log_px"] < 0 and results["test_images"] == 179
     config = json.loads((folder / "config.json").read_text())
     assert (
         config["flags"]["latent_dim"] == 2 and config["data"].startswith("digits") and config["parameters"]["model"] > 0
@@ -399,8 +401,8 @@ def test_a_run_from_start_to_export(capsys):
     assert picture(folder / "generated.png").shape == (52, 52, 3)
     assert "within" in capsys.readouterr().out and (folder / "VAE_model.pth").exists()
 
-    assert "latent_dim 2" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3", "--data", "digits"])
-    assert "seed: 0 there, 1 here" in error_line(capsys, vae.main, [*TINY, "--seed", "1"]).replace("seed 0", "seed: 0")
+    assert "latent_dim 10" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3"])
+    assert "seed 0 there, 1 here" in error_line(capsys, vae.main, [*TINY, "--seed", "1"])
     vae.main([*TINY, "--seed", "1", "--steps", "1", "--fresh"])
     assert len(list(Path("runs").glob("vae-digits-mlp-z2.*/last.pth"))) == 1  # the old run was moved aside
 

@@ -33,24 +33,20 @@ WARMUP = 500  # steps in which the learning rate rises to --lr
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=64, lr=1e-3)
-    # model
-    p.add_argument("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
-    p.add_argument(
-        "--arch", choices=["tsinghua", "technion", "mlp"], help="default: tsinghua for grey, technion for colour"
+    add = p.add_argument_group("model").add_argument
+    add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
+    add(
+        "--arch", choices=["tsinghua", "technion", "mlp"], help="default: tsinghua for grey images, technion for colour"
     )
-    p.add_argument(
-        "--image-size", type=common.number(int, 1), help="side in pixels (default: 32, or 64 for large images)"
-    )
-    p.add_argument("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z); default: bernoulli for grey images")
-    p.add_argument(
-        "--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² of the Gaussian loss"
-    )
-    p.add_argument("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term (arXiv 1804.03599)")
-    # use of trained weights
-    p.add_argument("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
-    p.add_argument("--interpolate", action="store_true", help="do not train: draw interpolation.png")
-    p.add_argument("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
-    p.add_argument("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
+    add("--image-size", type=common.number(int, 1), help="side in pixels (default: 32, or 64 for images that large)")
+    add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
+    add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
+    add("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term in the loss (beta-VAE)")
+    add = p.add_argument_group("trained weights").add_argument
+    add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
+    add("--interpolate", action="store_true", help="do not train: draw interpolation.png")
+    add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
+    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     return common.parse_args(p, argv)
 
 
@@ -166,6 +162,10 @@ class TsinghuaVAE(VAE):
         )
         self.z_dim = latent_dim
         self.set_likelihood("bernoulli")
+        # The ReLUs on both sides of z are as few as the latents: begin where they pass almost everything, or they die.
+        nn.init.ones_(self.encoder[5][0].bias)
+        nn.init.eye_(self.decoder[0][0].weight)
+        nn.init.constant_(self.decoder[0][0].bias, 2)  # z ~ N(0, I) is seldom below -2
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)
@@ -309,7 +309,7 @@ def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
     from matplotlib.figure import Figure
 
     x, labels, plane = x[:2000], labels[:2000], model.z_dim == 2
-    codes = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)])
+    codes = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)]).numpy()
     figure = Figure((12, 6) if plane else (6.5, 6), layout="constrained")
     axes = figure.subplots(1, 1 + plane, squeeze=False)[0]
     if plane:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
@@ -322,7 +322,7 @@ def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
     else:
         from sklearn.manifold import TSNE
 
-        codes = TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(codes.numpy())
+        codes = TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(codes)
     dots = axes[0].scatter(
         codes[:, 0], codes[:, 1], c=labels.numpy(), s=5, cmap="tab10" if labels.max() < 10 else "viridis"
     )
@@ -337,13 +337,9 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path) -> dict[str, f
     print("evaluating on held-out images ...", flush=True)
     model.eval()
     terms = evaluate(model, data.test, beta=1.0)
-    results = {
-        "elbo": elbo(model, terms["rec"], terms["kl"], data.test[0].numel()),
-        "rec": terms["rec"],
-        "kl": terms["kl"],
-    }
-    results |= {"n_test": len(data.test), "log_px": log_px(model, data.test[:1000], n_samples=128)}
-    results |= {"log_px_images": min(1000, len(data.test)), "log_px_samples": 128}
+    bound, some, k = elbo(model, terms["rec"], terms["kl"], data.test[0].numel()), data.test[:1000], 128
+    results = {"elbo": bound, "rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
+    results |= {"log_px": log_px(model, some, k), "log_px_images": len(some), "log_px_samples": k}
     draw_reconstructions(model, data.test, folder / "reconstructions.png")
     draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
@@ -363,12 +359,14 @@ class Reconstruction(nn.Module):
 
 
 def build(numbers: dict) -> VAE:
-    """The model that a weights file, or the flags, describe."""
+    """The model that the flags describe, or that a weights file describes and holds."""
     try:
         model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size")))
-    except ValueError as error:
+        model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"])
+        if "state_dict" in numbers:
+            model.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError, ValueError) as error:
         common.fail(error)
-    model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"])
     return model.to(memory_format=torch.channels_last)
 
 
@@ -424,9 +422,8 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
-    run_folder.finish(
-        run.folder, run.step, data, look_inside(model, data, run.folder) | {"train_minutes": run.seconds / 60}
-    )
+    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder)}
+    run_folder.finish(run.folder, run.step, data, results)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -436,14 +433,12 @@ def main(argv: list[str] | None = None) -> None:
         return train(args, device)
 
     numbers, folder = run_folder.find_weights("vae.pth", args)
-    model = build(numbers)
-    model.load_state_dict(numbers["state_dict"])
-    model.to(device).eval()
+    model = build(numbers).to(device).eval()
     if args.generate:
         common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))
         print(folder / "generated.png")
     if args.interpolate or args.eval:
-        data = images.load_images(args.data or numbers["data"], "mnist", args.data_dir, numbers["image_size"])
+        data = images.load_images(numbers["data"], "mnist", args.data_dir, numbers["image_size"])
     if args.interpolate:
         draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
         print(folder / "interpolation.png")
