@@ -44,7 +44,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows a script's docstring as it is written, and the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
 
 
 def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
@@ -158,11 +159,10 @@ def export(model: torch.nn.Module, x: torch.Tensor, path: Path) -> None:
     x: an example batch of at least 3 for a model in eval mode; the exported ones take any batch size.
     """
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
+    archive, batch = path.with_suffix(".pt2"), torch.export.Dim("batch")
     torch.jit.save(torch.jit.trace(model, x[:2]), path)
-    dynamic = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=dynamic), path.with_suffix(".pt2"))
-    for file, again in {path: torch.jit.load(path), path.with_suffix(".pt2"): None}.items():
-        again = again or torch.export.load(file).module()
+    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},)), archive)
+    for file, again in ((path, torch.jit.load(path)), (archive, torch.export.load(archive).module())):
         with torch.no_grad():
             error = (again(x) - model(x)).abs().max().item()
         if not error < 1e-4:
