@@ -35,9 +35,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=64, lr=1e-3)
     add = p.add_argument_group("model").add_argument
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
-    add(
-        "--arch", choices=["tsinghua", "technion", "mlp"], help="default: tsinghua for grey images, technion for colour"
-    )
+    add("--arch", choices=["tsinghua", "technion", "mlp"], help="network (default: tsinghua for grey, else technion)")
     add("--image-size", type=common.number(int, 1), help="side in pixels (default: 32, or 64 for images that large)")
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
@@ -181,9 +179,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
         return TsinghuaVAE(latent_dim)
     if arch == "technion":
         if image_size % 16:
-            raise ValueError(
-                f"technion halves the image four times: the size must be a multiple of 16, not {image_size}"
-            )
+            raise ValueError(f"technion halves images four times: size must be a multiple of 16, not {image_size}")
         return VAE(EncoderCNN(channels, 256), DecoderCNN(256, channels), in_size, latent_dim)
     if arch != "mlp":
         raise ValueError(f"no architecture {arch}; there are tsinghua, technion and mlp")
