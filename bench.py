@@ -1,7 +1,7 @@
 """Ours against the common way, side by side: `python bench.py`, or `--quick` in under two minutes.
 
 Each row is a process of its own, because allocators remember; rows alternate, and the table gives medians and the ratio
-to the textbook. Timings drift from run to run: only the ratios of one run count.
+to the first. Timings drift from run to run: only the ratios of one run count.
 """
 
 import argparse
@@ -105,6 +105,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     for table, rows in TABLES.items():
         rows = [row for row in rows if args.only in row and not (args.quick and "--compile" in row)]
+        if not rows:
+            continue
         measured = {row: [] for row in rows}
         for _ in range(args.rounds):
             for row in rows:

@@ -27,14 +27,14 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(2)
 
 
-def number(kind: type, low: float, above: bool = False) -> Callable[[str], Any]:
-    """An argparse type: an int or float that is at least `low`, or above it, and less than 2^31."""
+def number(kind: type, low: float, above: bool = False, below: float = 2**31) -> Callable[[str], Any]:
+    """An argparse type: an int or float that is at least `low`, or above it, and less than `below`."""
 
     def parse(text: str):
         value = kind(text)  # its ValueError becomes argparse's "invalid int value"
-        if low <= value < 2**31 and not (above and value == low):
+        if low <= value < below and not (above and value == low):
             return value
-        raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and below 2^31")
+        raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and below {below}")
 
     parse.__name__ = kind.__name__
     return parse
@@ -85,16 +85,19 @@ def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 
 def setup(args: argparse.Namespace) -> torch.device:
-    """Choose the device, resolve --bf16 (written back to args), seed torch."""
+    """Choose the device, resolve --device and --bf16 (written back to args), seed torch."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         fail("several processes are not supported yet: start it with python, not with torchrun")
     found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     device = torch.device(found if args.device == "auto" else args.device)
     if device.type not in (found, "cpu"):
         fail(f"--device {device}: this machine, or this build of torch, has none; --device auto takes what there is")
+    args.device = device.type
     if args.bf16 is None:
-        args.bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        args.bf16 |= device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        args.bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        args.bf16 |= device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
     # glibc hands every large temporary back to the kernel and faults it in again at the next step. Let it keep them.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
@@ -48,7 +49,7 @@ def load_images(source: str | None, usual: str, data_dir: str, size: int | None 
 
     Args:
         source: mnist, cifar10, lfw, digits, a folder of images, an archive of one, or its URL.
-        size: side in pixels; None takes 32 for images smaller than 64 pixels and 64 for others.
+        size: side in pixels; None takes 32 for grey images and for those smaller than 64 pixels, 64 for others.
     """
     try:
         return _read(source or usual, Path(data_dir), size)
@@ -75,13 +76,8 @@ def _read(source: str, root: Path, size: int | None) -> ImageData:
         images, labels = _split(x), _split(torch.from_numpy(y)[order])
     else:
         folder = _lfw(root) if source == "lfw" else _unpacked(source, root)
-        if (folder / "train").is_dir() and (folder / "test").is_dir():
-            images, labels = zip(*(_decoded(folder / split, root, size) for split in ("train", "test")), strict=True)
-        else:
-            images, labels = map(_split, _decoded(folder, root, size))
-        if not len(images[0]) or images[0].shape[1:] != images[1].shape[1:]:
-            raise DataError(f"{folder} holds too few images, or its train/ and test/ differ in colour")
-        return ImageData(folder.name, source, images[0], labels[0], images[1], labels[1])
+        images, labels = _read_folder(folder, root, size)
+        return ImageData(folder.resolve().name, source, images[0], labels[0], images[1], labels[1])
     images = [_resize(x, size or 32) for x in images]
     return ImageData(source, source, images[0], labels[0].long(), images[1], labels[1].long())
 
@@ -131,13 +127,17 @@ def _unpacked(source: str, root: Path) -> Path:
     """The folder that `source` means: itself, or an archive, downloaded if it is a URL, extracted under `root`."""
     path = Path(source)
     if source.startswith(("http://", "https://")):
-        path = root / "downloads" / (Path(source.split("?")[0]).name or "archive")
+        key = hashlib.sha256(source.encode()).hexdigest()[:8]
+        path = root / "downloads" / f"{key}-{Path(source.split('?')[0]).name}"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not path.exists():
-                torch.hub.download_url_to_file(source, str(path))  # under a temporary name until it is whole
-        except OSError as error:
+                torch.hub.download_url_to_file(source, str(path))
+        except Exception as error:  # urllib and http.client have no common one
             raise DataError(f"{source} could not be downloaded ({error})") from None
+        if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+            path.unlink()
+            raise DataError(f"{source} is no zip or tar archive, or the download was cut off; nothing was kept")
     if path.is_dir():
         return path
     if not path.exists():
@@ -153,74 +153,107 @@ def _unpacked(source: str, root: Path) -> Path:
                 zipfile.ZipFile(path).extractall(part)  # drops ".." and absolute paths itself
             else:
                 tarfile.open(path).extractall(part, filter="data")  # refuses members that would leave the folder
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except Exception as error:  # each compression has its own
             shutil.rmtree(part, ignore_errors=True)
             raise DataError(f"{path} cannot be extracted: {error}") from None
         part.rename(folder)
-    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+    while len(inside := [p for p in folder.iterdir() if not _hidden(p.name)]) == 1 and inside[0].is_dir():
         folder = inside[0]
     return folder
 
 
-def _decoded(folder: Path, root: Path, size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a folder, uint8 (N, C, size, size), memory-mapped, in seeded random order, and their labels (N,).
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
 
-    The first sub-folder on a file's path is its class. The cache is keyed by the files' names, sizes and times.
+
+def _read_folder(folder: Path, root: Path, size: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """([train, test] images, [train, test] labels) of a folder: by train/ and test/, else with a seeded tenth held out.
+
+    The first sub-folder on a file's path is its class. Images are memory-mapped and in seeded random order.
     """
-    names = sorted(os.path.relpath(os.path.join(d, f), folder) for d, _, files in os.walk(folder) for f in files)
-    files = [f for f in names if f.lower().endswith(torchvision.datasets.folder.IMG_EXTENSIONS)]
-    if not files:
-        raise DataError(f"{folder} holds no image file ({len(names)} other files)")
-    mode, side = _colour_and_side([folder / f for f in files[:: len(files) // 16 + 1]])
+    splits = [folder / "train", folder / "test"]
+    splits = splits if all(split.is_dir() for split in splits) else [folder]
+    listed = [_image_files(split) for split in splits]
+    everything = [split / file for split, files in zip(splits, listed, strict=True) for file in files]
+    mode, side = _colour_and_side(everything[:: len(everything) // 256 + 1])
     size = size or (32 if mode == "L" or side < 64 else 64)
-    files = [files[i] for i in permutation(len(files), 0, 0)]
-    stats = [os.stat(folder / f) for f in files]
+    classes = {name: i for i, name in enumerate(sorted({_class(file) for files in listed for file in files}))}
+    images, labels = [], []
+    for split, files in zip(splits, listed, strict=True):
+        pixels, good = _decoded(split, files, root, mode, size)
+        images.append(pixels)
+        labels.append(torch.tensor([classes[_class(file)] for file in good]))
+    if len(splits) == 1:
+        images, labels = _split(images[0]), _split(labels[0])
+    if not len(images[0]):
+        raise DataError(f"{folder} holds one image; two are needed, one of them to be held out")
+    return images, labels
+
+
+def _class(file: str) -> str:
+    return file.split(os.sep)[0] if os.sep in file else ""
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Paths below `folder` of what is called an image, in seeded random order."""
+    names = []
+    for inside, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        names += [os.path.relpath(os.path.join(inside, name), folder) for name in files if not _hidden(name)]
+    found = sorted(name for name in names if name.lower().endswith(torchvision.datasets.folder.IMG_EXTENSIONS))
+    if not found:
+        raise DataError(f"{folder} holds no image file ({len(names)} other files)")
+    return [found[i] for i in permutation(len(found), 0, 0)]
+
+
+def _decoded(folder: Path, files: list[str], root: Path, mode: str, size: int) -> tuple[torch.Tensor, list[str]]:
+    """uint8 (N, C, size, size) of the files that can be read, cached by names, sizes and times; and those files."""
+    stats = [os.lstat(folder / f) for f in files]
     key = repr((mode, size, [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]))
     cache = root / "cache" / f"{folder.resolve().name}-{size}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not cache.exists():
-        _decode_all(folder, files, mode, size, cache)
-    if broken := json.loads((cache / "broken.json").read_text()):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache.parent, ignore_cleanup_errors=True) as part:
+            _decode_all(folder, files, mode, size, Path(part))
+            os.rename(part, cache)
+    broken = json.loads((cache / "broken.json").read_text())
+    if broken:
         named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
         print(f"{len(broken)} of {len(files)} image files in {folder} cannot be read and are left out: {named}")
-    labels = torch.from_numpy(np.load(cache / "labels.npy"))
-    return torch.from_numpy(np.load(cache / "images.npy", mmap_mode="c"))[: len(labels)], labels
+    lost = set(broken)
+    good = [file for file in files if file not in lost]
+    return torch.from_numpy(np.load(cache / "images.npy", mmap_mode="c"))[: len(good)], good
 
 
 def _colour_and_side(files: list[Path]) -> tuple[str, int]:
-    """("L" or "RGB", the smallest side in pixels) of a few files; one colour image makes the whole set colour."""
+    """("L" or "RGB", the smallest side in pixels) of some of the files; one in colour makes the whole set colour."""
     modes, sides = set(), [1 << 20]
     for file in files:
         try:
             with Image.open(file) as image:
                 modes.add(image.mode)
                 sides.append(min(image.size))
-        except OSError:
-            pass  # counted and named when all are decoded
+        except Exception:  # counted and named when all are decoded
+            continue
     return ("L" if modes and modes <= {"1", "L", "LA", "I", "I;16", "F"} else "RGB"), min(sides)
 
 
-def _decode_all(folder: Path, files: list[str], mode: str, size: int, cache: Path) -> None:
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
+def _decode_all(folder: Path, files: list[str], mode: str, size: int, out: Path) -> None:
     shape = (len(files), len(mode), size, size)
-    array = np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    good, broken = [], []
+    array = np.lib.format.open_memmap(out / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    n, broken = 0, []
     with ThreadPool() as pool:  # Pillow decodes outside the GIL
         images = pool.imap(lambda f: _decode(folder / f, mode, size), files, chunksize=16)
-        for file, image in zip(files, progress(images, len(files), f"decoding {folder}"), strict=True):
+        for file, image in zip(files, progress(images, f"decoding {folder}", len(files)), strict=True):
             if image is None:
                 broken.append(file)
             else:
-                array[len(good)] = image.transpose(2, 0, 1)
-                good.append(file)
-    if not good:
-        shutil.rmtree(part)
+                array[n] = image.transpose(2, 0, 1)
+                n += 1
+    if not n:
         raise DataError(f"none of the {len(files)} image files in {folder} can be read")
     array.flush()
-    classes = [file.split(os.sep)[0] if os.sep in file else "" for file in good]
-    np.save(part / "labels.npy", np.unique(classes, return_inverse=True)[1])
-    (part / "broken.json").write_text(json.dumps(broken))
-    part.rename(cache)
+    (out / "broken.json").write_text(json.dumps(broken))
 
 
 def _decode(path: Path, mode: str, size: int) -> np.ndarray | None:
@@ -232,5 +265,5 @@ def _decode(path: Path, mode: str, size: int) -> np.ndarray | None:
                 image = image.point(lambda v: v * (1 / 257))  # convert() alone would clip 16 bits at 255
             image = ImageOps.exif_transpose(image).convert(mode)
             return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # damaged files raise anything, and none of them may end the run
         return None

@@ -10,6 +10,7 @@ runs/vae-mnist-tsinghua-z10/
 import argparse
 import csv
 import json
+import math
 import os
 import pickle
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 
 from common import FREE, fail, progress
 
@@ -36,8 +38,8 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(part, path)
 
 
-def load(path: Path, script: str) -> dict[str, Any]:
-    """The dictionary that `script` saved, on the CPU. Only tensors and plain values are unpickled, so no code runs."""
+def load(path: Path, script: str, key: str) -> dict[str, Any]:
+    """The dictionary with `key` that `script` saved, on the CPU. Only tensors and plain values: no code runs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -48,6 +50,8 @@ def load(path: Path, script: str) -> dict[str, Any]:
         fail(f"{path} cannot be read as a checkpoint: {error!r}")
     if not isinstance(state, dict) or state.get("script") != script:
         fail(f"{path} was not saved by {script}.py: {state.get('script') if isinstance(state, dict) else type(state)}")
+    if key not in state:
+        fail(f"{path} is another kind of file of {script}.py: it holds no {key}")
     return state
 
 
@@ -59,19 +63,24 @@ def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], P
     """
     script, shipped = Path(name).stem, Path(__file__).parent / "weights" / name
     runs = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
-    named = Path(args.weights or args.out or "")
-    for path in [named if named.is_file() else named / name] if args.weights or args.out else [*runs, shipped]:
-        state = load(path, script)
-        differ = [f"{k} {state[k]}" for k, v in args.given.items() if state.get(k, v) != v]
+    named, given = Path(args.weights or args.out or ""), dict(args.given)
+    if args.weights or args.out:
+        runs, shipped = [], named if named.is_file() else named / name
+        given.pop("data", None)  # a data set may have moved since
+    for path in [*runs, shipped]:
+        state = load(path, script, "trained_on")
+        differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
-            print(
-                f"weights: {path}{' (shipped)' * (path == shipped)}, made from {state['trained_on']}", file=sys.stderr
-            )
-            folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
-            folder.mkdir(parents=True, exist_ok=True)
+            ours = path.parent == Path(__file__).parent / "weights"
+            print(f"weights: {path}{' (shipped)' * ours}, made from {state['trained_on']}", file=sys.stderr)
+            folder = Path("runs", f"{script}-shipped") if ours else path.parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                fail(f"{folder} cannot be made: {error.strerror}")
             return state, folder
     fail(
-        f"no trained weights fit these flags; {path} has {', '.join(differ)}. Train first, or name them with --weights"
+        f"no trained weights fit these flags: {path} has {', '.join(differ)}; train first, or name some with --weights"
     )
 
 
@@ -94,14 +103,14 @@ class Run:
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
         sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
         config = {"command": sys.argv, "flags": vars(args), "data": str(data), "parameters": sizes}
-        config |= {"python": sys.version, "torch": torch.__version__}
+        config |= {"python": sys.version, "versions": {m.__name__: m.__version__ for m in (torch, torchvision, np)}}
         try:
             if args.fresh and self.folder.exists():
                 aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
                 print(f"--fresh: the old run is now {self.folder.rename(aside)}")
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "last.pth").exists():
-                self._continue(load(self.folder / "last.pth", self.script))
+                self._continue(load(self.folder / "last.pth", self.script, "flags"))
             (self.folder / "config.json").write_text(json.dumps(config, indent=1))
         except OSError as error:
             fail(f"the run folder cannot be written: {error}; name another with --out")
@@ -122,12 +131,13 @@ class Run:
         vars(self).update({key: last[key] for key in self.KEPT})
 
     def save(self) -> None:
-        """Write last.pth and the weights files, draw curves.png."""
+        """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
+        self._means()
+        for name, (model, numbers) in self.weights.items():
+            weights = {key: value.cpu() for key, value in model.state_dict().items()}
+            save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
         state = {key: getattr(self, key) for key in self.KEPT}
         save(state | {key: thing.state_dict() for key, thing in self.objects.items()}, self.folder / "last.pth")
-        for name, (model, numbers) in self.weights.items():
-            state = {"script": self.script, "step": self.step, **numbers, "state_dict": model.state_dict()}
-            save(state, self.folder / name)
         if self.rows and find_spec("matplotlib"):
             self._draw_curves()
 
@@ -181,11 +191,21 @@ class Run:
         for name, value in ({"n": 1} | terms).items():
             sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
 
+    def _means(self) -> dict[str, dict[str, float]]:
+        """Averages since the last row. What is not finite ends the run before it is saved over something good."""
+        means = {
+            split: {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
+            for split, sums in self.sums.items()
+        }
+        bad = [f"{split} {k} {v}" for split, terms in means.items() for k, v in terms.items() if not math.isfinite(v)]
+        if bad:
+            fail(f"step {self.step}: {', '.join(bad)}; the last checkpoint in {self.folder} is kept. Try a lower --lr")
+        return means
+
     def log(self) -> None:
         """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
         text = []
-        for split, sums in self.sums.items():
-            means = {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
+        for split, means in self._means().items():
             self.rows.append({"step": self.step, "split": split} | means)
             text.append(f"{split} " + " ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
             for name, mean in means.items() if self.events else ():
@@ -218,8 +238,9 @@ class Run:
 
 
 def finish(folder: Path, step: int, data: object, results: dict[str, Any]) -> None:
-    """Write results.json, print it, and say last on which data it was measured."""
-    results = {"step": step, **results, "data": str(data)}
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    """Write results.json (over what it held of these), print it, and say last on which data it was measured."""
+    file = folder / "results.json"
+    results = (json.loads(file.read_text()) if file.exists() else {}) | {"step": step, **results, "data": str(data)}
+    file.write_text(json.dumps(results, indent=1))
     print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
     print(f"{folder}: trained and measured on {data}")

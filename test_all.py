@@ -210,6 +210,35 @@ def test_archives(tmp_path, capsys):
     assert not list(tmp_path.parent.rglob("escaped.png")) or list((tmp_path / "data").rglob("escaped.png"))
 
 
+def test_classes_and_splits_of_a_mac_zip(tmp_path):
+    """Class numbers are those of the whole set, even if a split lacks a class; the archiver's own files are skipped."""
+    for i in range(2):
+        image(tmp_path / f"set/train/cat/{i}.png", size=(70, 70), seed=i)
+        image(tmp_path / f"set/test/dog/{i}.png", size=(40, 40), seed=i)
+    with zipfile.ZipFile("set.zip", "w") as z:
+        for file in sorted(tmp_path.glob("set/*/*/*")):
+            z.write(file, file.relative_to(tmp_path))
+            z.writestr(f"__MACOSX/{file.relative_to(tmp_path)}", b"no image")
+    data = images.load_images("set.zip", "mnist", "data", None)
+    assert data.name == "set" and data.train_labels.tolist() == [0, 0] and data.test_labels.tolist() == [1, 1]
+    assert data.train.shape == data.test.shape == (2, 3, 32, 32)
+
+
+def test_damaged_images_never_end_a_run(tmp_path):
+    good = image(tmp_path / "set/a.jpg").read_bytes()
+    image(tmp_path / "set/b.jpg")
+    chance = random.Random(0)
+    for i in range(60):
+        damaged = bytearray(good)
+        for _ in range(4):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        (tmp_path / f"set/{i}.jpg").write_bytes(damaged[: chance.randrange(len(damaged))])
+    (tmp_path / "set/nowhere.png").symlink_to("nothing")
+    (tmp_path / "set/bomb.ppm").write_bytes(b"P6 60000 60000 255 ")
+    data = images.load_images("set", "mnist", "data", 16)
+    assert 2 <= len(data.train) + len(data.test) <= 62 and not list(Path("data/cache").glob("tmp*"))
+
+
 def test_fallback_is_loud(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     data = images.load_images(None, "mnist", "data", None)
@@ -402,9 +431,23 @@ def test_a_run_from_start_to_export(capsys):
     assert "within" in capsys.readouterr().out and (folder / "VAE_model.pth").exists()
 
     assert "latent_dim 10" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3"])
+    assert "another kind" in error_line(capsys, vae.main, ["--generate", "--weights", str(folder / "last.pth")])
     assert "seed 0 there, 1 here" in error_line(capsys, vae.main, [*TINY, "--seed", "1"])
     vae.main([*TINY, "--seed", "1", "--steps", "1", "--fresh"])
     assert len(list(Path("runs").glob("vae-digits-mlp-z2.*/last.pth"))) == 1  # the old run was moved aside
+
+
+def test_eval_never_measures_on_other_data(tmp_path, capsys):
+    for i in range(20):
+        image(tmp_path / f"set/{i}.png", seed=i)
+    vae.main(["--data", "set", "--steps", "1", "--arch", "mlp", "--latent-dim", "1"])
+    image(tmp_path / "set/another.png", seed=99)  # splits anew: what was trained on could be held out now
+    assert "not from set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_was_good(capsys):
+    argv = [*TINY, "--steps", "9", "--lr", "2e9", "--out", "run"]
+    assert "Try a lower --lr" in error_line(capsys, vae.main, argv) and not Path("run/last.pth").exists()
 
 
 def same(a, b) -> bool:
@@ -451,7 +494,7 @@ def test_sigterm_saves_and_kill_loses_nothing():
         process.kill()
         process.wait()
         before, step = step, torch.load("run/last.pth", weights_only=True)["step"]
-        assert step > before and torch.load("run/vae.pth", weights_only=True)["step"] in (step - 1, step)
+        assert step > before and torch.load("run/vae.pth", weights_only=True)["step"] in (step, step + 1)
 
 
 @pytest.mark.parametrize(
@@ -461,11 +504,13 @@ def test_sigterm_saves_and_kill_loses_nothing():
         (["--steps", "-5"], "--steps"),
         (["--beta", "-1"], "--beta"),
         (["--x-sigma2", "0"], "--x-sigma2"),
+        (["--data", "digits", "--arch", "technion", "--batch-size", "1"], "BatchNorm"),
+        (["--image-size", "5000"], "--image-size"),
         (["--data", "nowhere/"], "no such file or folder"),
         (["--data", "empty"], "no image file (0 other files)"),
         (["--data", "texts"], "no image file (2 other files)"),
         (["--data", "lies"], "none of the 1 image files"),
-        (["--data", "one"], "too few images"),
+        (["--data", "one"], "two are needed"),
         (["--data", "texts/a.txt"], "neither a folder"),
         (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
         (["--data", "digits", "--arch", "technion", "--image-size", "20"], "multiple of 16"),
