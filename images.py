@@ -34,10 +34,10 @@ class ImageData(NamedTuple):
     train_labels: torch.Tensor  # int64 (N,), zeros where nothing is labelled
     test: torch.Tensor
     test_labels: torch.Tensor
-    note: str = ""  # for the last line of output, when it is a substitute
+    note: str = ""  # says so when it is a substitute
 
     def __str__(self) -> str:
-        return f"{self.name} ({len(self.train)} + {len(self.test)} images of {tuple(self.train.shape[1:])}){self.note}"
+        return f"{self.name} ({len(self.train)} + {len(self.test)} images of {tuple(self.train.shape[1:])})"
 
 
 class DataError(Exception):

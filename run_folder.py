@@ -102,7 +102,7 @@ class Run:
         self.flags = {k: v for k, v in vars(args).items() if k not in FREE} | {"data": str(data)}
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
         sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
-        config = {"command": sys.argv, "flags": vars(args), "data": str(data), "parameters": sizes}
+        config = {"command": sys.argv, "flags": vars(args), "data": f"{data}{data.note}", "parameters": sizes}
         config |= {"python": sys.version, "versions": {m.__name__: m.__version__ for m in (torch, torchvision, np)}}
         try:
             if args.fresh and self.folder.exists():
@@ -114,7 +114,8 @@ class Run:
             (self.folder / "config.json").write_text(json.dumps(config, indent=1))
         except OSError as error:
             fail(f"the run folder cannot be written: {error}; name another with --out")
-        print(f"data: {data}\nparameters: {sizes}\nrun folder: {self.folder}, {self.step} of {args.steps} steps done")
+        print(f"data: {data}{data.note}\nparameters: {sizes}")
+        print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
         if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
 
@@ -237,10 +238,10 @@ class Run:
         figure.savefig(self.folder / "curves.png")
 
 
-def finish(folder: Path, step: int, data: object, results: dict[str, Any]) -> None:
+def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
     """Write results.json (over what it held of these), print it, and say last on which data it was measured."""
     file = folder / "results.json"
-    results = (json.loads(file.read_text()) if file.exists() else {}) | {"step": step, **results, "data": str(data)}
+    results = (json.loads(file.read_text()) if file.exists() else {}) | {"step": step, **results, "data": data}
     file.write_text(json.dumps(results, indent=1))
     print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
     print(f"{folder}: trained and measured on {data}")

@@ -242,7 +242,7 @@ def test_damaged_images_never_end_a_run(tmp_path):
 def test_fallback_is_loud(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     data = images.load_images(None, "mnist", "data", None)
-    assert data.train.shape == (1618, 1, 32, 32) and len(data.test) == 179 and "substitute" in str(data)
+    assert data.train.shape == (1618, 1, 32, 32) and len(data.test) == 179 and "substitute" in data.note
     assert "WARNING: MNIST is not in data/" in capsys.readouterr().out
     assert "MNIST is not in data/" in error_line(capsys, images.load_images, "mnist", "mnist", "data", None)
 

@@ -32,6 +32,7 @@ import common
 import images
 import run_folder
 
+ReLU = lambda: nn.ReLU(inplace=True)  # 5% of a step on a CPU
 WARMUP = 500  # steps in which the learning rate rises to --lr
 
 
@@ -61,7 +62,7 @@ class EncoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        stage = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        stage = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), ReLU())
         c = out_channels
         self.cnn = nn.Sequential(
             stage(in_channels, c // 8), stage(c // 8, c // 4), stage(c // 4, c // 2), stage(c // 2, c)
@@ -77,7 +78,7 @@ class DecoderCNN(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         up = lambda i, o: nn.ConvTranspose2d(i, o, 4, 2, 1)
-        stage = lambda i, o: nn.Sequential(up(i, o), nn.BatchNorm2d(o), nn.ReLU())
+        stage = lambda i, o: nn.Sequential(up(i, o), nn.BatchNorm2d(o), ReLU())
         c = in_channels
         self.cnn = nn.Sequential(
             stage(c, c // 2), stage(c // 2, c // 4), stage(c // 4, c // 8), up(c // 8, out_channels)
@@ -146,19 +147,19 @@ class TsinghuaVAE(VAE):
 
     def __init__(self, latent_dim: int) -> None:
         nn.Module.__init__(self)
-        conv = lambda i, o, stride: nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.ReLU())
-        up = lambda i, o, stride: nn.Sequential(nn.ConvTranspose2d(i, o, 3, stride, 1, stride - 1), nn.ReLU())
+        conv = lambda i, o, stride: nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), ReLU())
+        up = lambda i, o, stride: nn.Sequential(nn.ConvTranspose2d(i, o, 3, stride, 1, stride - 1), ReLU())
         self.encoder = nn.Sequential(
             conv(1, 16, 1),  # (B, 16, 32, 32)
             conv(16, 32, 2),  # (B, 32, 16, 16)
             conv(32, 32, 1),  # (B, 32, 16, 16)
             conv(32, 16, 2),  # (B, 16, 8, 8)
             nn.Flatten(),
-            nn.Sequential(nn.Linear(16 * 8 * 8, 2 * latent_dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(16 * 8 * 8, 2 * latent_dim), ReLU()),
             nn.Linear(2 * latent_dim, 2 * latent_dim),  # μ and log σ
         )
         self.decoder = nn.Sequential(
-            nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(latent_dim, latent_dim), ReLU()),
             nn.Linear(latent_dim, 16 * 8 * 8),
             nn.Unflatten(1, (16, 8, 8)),
             up(16, 32, 2),  # (B, 32, 16, 16)
@@ -192,8 +193,8 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
     if arch != "mlp":
         raise ValueError(f"no architecture {arch}; there are tsinghua, technion and mlp")
     d_x, h = math.prod(in_size), 512
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), nn.ReLU())
-    return VAE(encoder, nn.Sequential(nn.ReLU(), nn.Linear(h, d_x), nn.Unflatten(1, in_size)), in_size, latent_dim)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), ReLU())
+    return VAE(encoder, nn.Sequential(ReLU(), nn.Linear(h, d_x), nn.Unflatten(1, in_size)), in_size, latent_dim)
 
 
 def vae_loss(x, xr, z_mu, z_log_sigma2, x_sigma2, beta=1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -394,7 +395,7 @@ def train(args: Namespace, device: torch.device) -> None:
     args.arch = args.arch or ("tsinghua" if (channels, args.image_size) == (1, 32) else "technion")
     args.likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
     numbers = {k: getattr(args, k) for k in ("arch", "latent_dim", "image_size", "likelihood", "x_sigma2", "beta")}
-    numbers |= {"channels": channels, "data": data.source, "trained_on": str(data)}
+    numbers |= {"channels": channels, "data": data.source, "trained_on": f"{data}{data.note}"}
 
     if args.arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
@@ -423,7 +424,7 @@ def train(args: Namespace, device: torch.device) -> None:
         run.add("train", loss=loss, rec=rec, kl=kl)
         if step % args.log_every == 0:
             with autocast:
-                run.add("test", **evaluate(model, data.test[:1000], args.beta))
+                run.add("test", **evaluate(model, data.test[:500], args.beta))
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
             model.eval()
@@ -432,7 +433,7 @@ def train(args: Namespace, device: torch.device) -> None:
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder)}
-    run_folder.finish(run.folder, run.step, data, results)
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -458,7 +459,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
-        run_folder.finish(folder, numbers["step"], data, look_inside(model, data, folder))
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder))
     if args.export:
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
         common.export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth")
