@@ -172,7 +172,12 @@ class Run:
         try:
             for step in self.bar:
                 began, self.step = time.perf_counter(), step
-                torch.manual_seed(int(np.random.SeedSequence((self.args.seed, step)).generate_state(1)[0]))
+                noise = int(np.random.SeedSequence((self.args.seed, step)).generate_state(1)[0])
+                torch.default_generator.manual_seed(
+                    noise
+                )  # torch.manual_seed takes 1 ms where CUDA has not been started
+                if self.args.device == "cuda":
+                    torch.cuda.manual_seed(noise)
                 yield step
                 self.seconds += time.perf_counter() - began
                 if caught or step % self.args.save_every == 0 or step == self.args.steps:
