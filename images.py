@@ -56,10 +56,8 @@ def load_images(source: str | None, usual: str, data_dir: str, size: int | None 
     except (DataError, OSError) as error:
         if source:
             fail(error)
-        print(
-            f"WARNING: {' '.join(str(error).split())}.\nWARNING: going on with scikit-learn's 1,797 handwritten digits instead.",
-            flush=True,
-        )
+        print(f"WARNING: {' '.join(str(error).split())}")
+        print("WARNING: going on with scikit-learn's 1,797 handwritten digits instead.", flush=True)
     try:
         return _read("digits", Path(data_dir), size)._replace(note=f", a substitute: {usual} was not to be had")
     except DataError as error:
