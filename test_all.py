@@ -252,7 +252,7 @@ def test_digits_fill_their_range():
     assert data.train.min() == 0 and data.train.max() == 255 and sorted(data.test_labels.unique()) == list(range(10))
 
 
-@pytest.mark.skipif(not (HERE / "data/MNIST/raw").exists(), reason="no real MNIST in data/")
+@pytest.mark.skipif(not (HERE / "data/MNIST/raw/train-images-idx3-ubyte").exists(), reason="no real MNIST in data/")
 def test_real_mnist():
     data = images.load_images("mnist", "mnist", str(HERE / "data"), None)
     assert data.train.shape == (60000, 1, 32, 32) and data.test.shape == (10000, 1, 32, 32)
