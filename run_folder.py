@@ -62,18 +62,19 @@ def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], P
     numbers do not contradict the flags given.
     """
     script, shipped = Path(name).stem, Path(__file__).parent / "weights" / name
-    runs = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
+    paths = [*sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True), shipped]
     named, given = Path(args.weights or args.out or ""), dict(args.given)
     if args.weights or args.out:
-        runs, shipped = [], named if named.is_file() else named / name
+        paths = [named if named.is_file() else named / name]
         given.pop("data", None)  # a data set may have moved since
-    for path in [*runs, shipped]:
+    for path in paths:
         state = load(path, script, "trained_on")
         differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
-            ours = path.parent == Path(__file__).parent / "weights"
-            print(f"weights: {path}{' (shipped)' * ours}, made from {state['trained_on']}", file=sys.stderr)
-            folder = Path("runs", f"{script}-shipped") if ours else path.parent
+            print(
+                f"weights: {path}{' (shipped)' * (path == shipped)}, made from {state['trained_on']}", file=sys.stderr
+            )
+            folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

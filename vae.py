@@ -449,9 +449,8 @@ def main(argv: list[str] | None = None) -> None:
         print(folder / "generated.png")
     if args.interpolate or args.eval:
         data = images.load_images(args.data or numbers["data"], "mnist", args.data_dir, numbers["image_size"])
-        if not numbers["trained_on"].startswith(
-            str(data)
-        ):  # else held-out images could be images that it was trained on
+        # From other data, held-out images could be images that the model was trained on.
+        if not numbers["trained_on"].startswith(str(data)):
             common.fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
         if len(data.test) < 2:
             common.fail("there is only one held-out image")
