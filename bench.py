@@ -16,10 +16,13 @@ import time
 from argparse import Namespace
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+import char_rnn
 import common
 import images
 import vae
@@ -84,6 +87,87 @@ def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
     return {"images/s": BATCH * (args.steps - WARM) / seconds, "test ELBO": results["elbo"]}
 
 
+class CourseGRU(nn.Module):
+    """The course's module as students write it: a Linear per gate, one-hot input, a loop over time, then layers."""
+
+    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
+        super().__init__()
+        gates = lambda i: nn.ModuleList([nn.Linear(d, h_dim, d == h_dim) for d in (i, i, i, h_dim, h_dim, h_dim)])
+        self.layers = nn.ModuleList(gates(h_dim if k else in_dim) for k in range(n_layers))
+        self.h_dim, self.output = h_dim, nn.Linear(h_dim, out_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        hs, ys = [x.new_zeros(len(x), self.h_dim) for _ in self.layers], []
+        for t in range(x.shape[1]):
+            v = x[:, t]
+            for k, (xz, xr, xg, hz, hr, hg) in enumerate(self.layers):
+                z, r = torch.sigmoid(xz(v) + hz(hs[k])), torch.sigmoid(xr(v) + hr(hs[k]))
+                g = torch.tanh(xg(v) + hg(r * hs[k]))
+                v = hs[k] = z * hs[k] + (1 - z) * g
+            ys.append(self.output(v))
+        return torch.stack(ys, 1), None
+
+
+class TorchGRU(nn.Module):
+    """nn.GRU on one-hot input and a linear layer."""
+
+    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
+        super().__init__()
+        self.gru, self.output = nn.GRU(in_dim, h_dim, n_layers, batch_first=True), nn.Linear(h_dim, out_dim)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        states, hidden = self.gru(x, hidden)
+        return self.output(states), hidden
+
+
+def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: int, bf16=False) -> dict[str, float]:
+    """Forward, backward and fused Adam on sequences of 64 of 65 characters."""
+    V, S, steps, ours = 65, 64, max(4, args.steps // 50), kind is char_rnn.MultilayerGRU
+    if ours:
+        common.setup(char_rnn.get_args([]))  # what char_rnn.py does, which holds on to freed memory
+    torch.manual_seed(args.seed)
+    model, x = kind(V, h_dim, V, n_layers), torch.randint(0, V, (batch, S + 1))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    given = x[:, :-1] if ours else F.one_hot(x[:, :-1], V).float()
+    for step in range(steps + 2):
+        if step == 2:
+            began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits, _ = model(given)
+        optimizer.zero_grad()
+        F.cross_entropy(logits.float().flatten(0, 1), x[:, 1:].flatten()).backward()
+        optimizer.step()
+    return {"chars/s": batch * S * steps / (time.perf_counter() - began)}
+
+
+@torch.no_grad()
+def torch_gru_generation(args: Namespace) -> dict[str, float]:
+    model, hidden, x, n = TorchGRU(65, 256, 65, 2).eval(), None, torch.tensor([0]), 4 * args.steps
+    began = time.perf_counter()
+    for _ in range(n):
+        scores, hidden = model(F.one_hot(x, 65).float()[None], hidden)
+        x = torch.multinomial(torch.softmax(scores[0, 0] / 0.5, 0), 1)
+        x.item()
+    return {"chars/s": n / (time.perf_counter() - began)}
+
+
+def our_generation(args: Namespace) -> dict[str, float]:
+    model, maps, n = char_rnn.MultilayerGRU(65, 256, 65, 2), char_rnn.char_maps(map(chr, range(65))), 4 * args.steps
+    began = time.perf_counter()
+    char_rnn.generate_from_model(model, "\0", n, maps, T=0.5)
+    return {"chars/s": n / (time.perf_counter() - began)}
+
+
+def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
+    row = lambda kind, bf16=False: lambda args: gru_training(args, kind, h_dim, n_layers, batch, bf16)
+    return {
+        "a Linear per gate": row(CourseGRU),
+        "nn.GRU": row(TorchGRU),
+        "char_rnn.py, float32": row(char_rnn.MultilayerGRU),
+        "char_rnn.py": row(char_rnn.MultilayerGRU, bf16=True),
+    }
+
+
 TABLES = {
     "vae.py, MNIST at 32 pixels, 10 latents, batch 64": {
         "textbook loop": textbook_vae,
@@ -92,6 +176,9 @@ TABLES = {
         "vae.py": our_vae,
         "vae.py --compile": lambda args: our_vae(args, "--compile"),
     },
+    "GRU training, 2 layers of 256, batch 64, sequences of 64": gru_rows(256, 2, 64),
+    "GRU training, 3 layers of 512, batch 128, sequences of 64": gru_rows(512, 3, 128),
+    "GRU generation, 2 layers of 256, batch 1": {"nn.GRU": torch_gru_generation, "char_rnn.py": our_generation},
 }
 
 

@@ -74,6 +74,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Argumen
 # Flags that a continued run may change: they say when things happen and what is shown, never what is learned.
 FREE = set("steps data data_dir out fresh device compile log_every save_every sample_every".split())
 FREE |= set("generate weights eval interpolate export n given".split())
+FREE |= set("eval_every early_stopping start n_chars n_samples temperature top_k top_p score".split())
 
 
 def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -156,18 +157,21 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.to(device) if fits else x
 
 
-def export(model: torch.nn.Module, x: torch.Tensor, path: Path) -> None:
+def export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
     """Write `path` (TorchScript) and its .pt2 (torch.export), read both back and hold them against the model.
 
-    x: an example batch of at least 3 for a model in eval mode; the exported ones take any batch size.
+    inputs: an example batch of at least 3 for a model in eval mode; the exported ones take any batch size.
     """
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
     archive, batch = path.with_suffix(".pt2"), torch.export.Dim("batch")
-    torch.jit.save(torch.jit.trace(model, x[:2]), path)
-    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},)), archive)
+    two, outputs = tuple(x[:2] for x in inputs), lambda y: y if isinstance(y, tuple) else (y,)
+    torch.jit.save(torch.jit.trace(model, two), path)
+    torch.export.save(torch.export.export(model, two, dynamic_shapes=({0: batch},) * len(two)), archive)
+    shapes = " and ".join(f"({', '.join(['B', *map(str, x.shape[1:])])})" for x in inputs)
     for file, again in ((path, torch.jit.load(path)), (archive, torch.export.load(archive).module())):
         with torch.no_grad():
-            error = (again(x) - model(x)).abs().max().item()
+            pairs = zip(outputs(again(*inputs)), outputs(model(*inputs)), strict=True)
+            error = max((a - b).abs().max().item() for a, b in pairs)
         if not error < 1e-4:
             fail(f"{file} differs from the model by {error:.1e}")
-        print(f"{file}: (B, {', '.join(map(str, x.shape[1:]))}) in, within {error:.0e} of the model")
+        print(f"{file}: {shapes} in, within {error:.0e} of the model")

@@ -55,11 +55,11 @@ def load(path: Path, script: str, key: str) -> dict[str, Any]:
     return state
 
 
-def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+def find_weights(name: str, args: argparse.Namespace, write: bool = True) -> tuple[dict[str, Any], Path]:
     """The weights SCRIPT.pth that the flags mean, and the folder for what is made of them.
 
     From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
-    numbers do not contradict the flags given.
+    numbers do not contradict the flags given. The folder is made if it is to be written to.
     """
     script, shipped = Path(name).stem, Path(__file__).parent / "weights" / name
     paths = [*sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True), shipped]
@@ -76,7 +76,8 @@ def find_weights(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], P
             )
             folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                if write:
+                    folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 fail(f"{folder} cannot be made: {error.strerror}")
             return state, folder

@@ -4,6 +4,7 @@ Formulas are held against independent oracles (torch.distributions, numpy, close
 """
 
 import ast
+import hashlib
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
+import char_rnn
 import common
 import images
 import run_folder
@@ -35,7 +37,7 @@ torch.set_num_threads(1)  # on networks this small, threads only wait for each o
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
-SCRIPTS = [vae]
+SCRIPTS = [vae, char_rnn]
 
 
 @pytest.fixture(autouse=True)
@@ -396,6 +398,176 @@ def test_bad_architectures():
             vae.build_vae(arch, 2, channels, size)
 
 
+# --------------------------------------------------------------------------------------------------------- char_rnn.py
+
+WORDS = "the quick brown fox jumps over a lazy dog\nwhile nobody sees it ".split(" ")
+
+
+def letters(n: int) -> str:
+    chance = random.Random(0)
+    return " ".join(chance.choice(WORDS) for _ in range(n))[:n]
+
+
+def test_course_text_functions():
+    to_idx, to_char = char_rnn.char_maps("hello world")
+    assert to_idx == {" ": 0, "d": 1, "e": 2, "h": 3, "l": 4, "o": 5, "r": 6, "w": 7} and to_char[3] == "h"
+    assert char_rnn.remove_chars("a-b.c-", ["-", "."]) == ("abc", 3)
+    onehot = char_rnn.chars_to_onehot("hold", to_idx)
+    assert onehot.dtype == torch.int8 and onehot.tolist() == np.eye(8)[[3, 5, 4, 1]].tolist()
+    assert char_rnn.onehot_to_chars(onehot, to_char) == "hold"
+    samples, labels = char_rnn.chars_to_labelled_samples("hello world", to_idx, 3)
+    assert samples.shape == (3, 3, 8) and labels.shape == (3, 3)
+    assert [char_rnn.onehot_to_chars(x, to_char) for x in samples] == ["hel", "lo ", "wor"]
+    assert ["".join(to_char[int(i)] for i in y) for y in labels] == ["ell", "o w", "orl"]
+
+
+def test_sequence_batches_continue_each_other():
+    order = list(char_rnn.SequenceBatchSampler(range(32), 10))
+    batches = np.reshape(order, (-1, 10))
+    assert len(order) == len(char_rnn.SequenceBatchSampler(range(32), 10)) == 30 == len(set(order))
+    assert (np.diff(batches, axis=0) == 1).all()
+
+
+def small_gru(dtype=torch.float64, dropout=0.0, layers=2):
+    torch.manual_seed(0)
+    model = char_rnn.MultilayerGRU(7, 5, 6, layers, dropout).to(dtype)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.5)  # biases too, and none alike
+    return model, torch.randint(0, 7, (3, 11)), torch.randn(3, layers, 5, dtype=dtype)
+
+
+def test_gru_is_the_equations():
+    model, x, h0 = small_gru()
+    assert len(list(model.parameters())) == 9 * 2 + 2
+    sigma = lambda v: 1 / (1 + np.exp(-v))
+    W = [{k: p.detach().numpy() for k, p in layer.named_parameters()} for layer in model.layers]
+    h, out = h0.numpy().copy(), []
+    for t in range(x.shape[1]):
+        v = np.eye(7)[x[:, t]]
+        for k, w in enumerate(W):
+            z = sigma(v @ w["W_xz"] + h[:, k] @ w["W_hz"] + w["b_z"])
+            r = sigma(v @ w["W_xr"] + h[:, k] @ w["W_hr"] + w["b_r"])
+            g = np.tanh(v @ w["W_xg"] + (r * h[:, k]) @ w["W_hg"] + w["b_g"])
+            v = h[:, k] = z * h[:, k] + (1 - z) * g
+        out.append(v @ model.W_hy.detach().numpy() + model.b_y.detach().numpy())
+    onehot = nn.functional.one_hot(x, 7)
+    for given in (x, onehot.double(), onehot.to(torch.int8)):
+        y, last = model(given, h0)
+        np.testing.assert_allclose(y.detach().numpy(), np.stack(out, 1), atol=1e-10)
+        np.testing.assert_allclose(last.detach().numpy(), h, atol=1e-10)
+    assert not torch.allclose(model(x)[0], y)  # the hidden state changes the output
+
+
+def test_gru_backward():
+    """The gradient written by hand against finite differences, of the cell's sequence and of the whole model."""
+    torch.manual_seed(0)
+    a, h, U_zr, U_g = torch.randn(4, 2, 9), torch.randn(2, 3), torch.randn(3, 6), torch.randn(3, 3)
+    inputs = [v.double().requires_grad_() for v in (a, h, U_zr, U_g)]
+    assert torch.autograd.gradcheck(char_rnn.GRUSequence.apply, inputs)
+    model, x, h0 = small_gru()
+    names, values = zip(*model.named_parameters(), strict=True)
+    run = lambda *v: torch.func.functional_call(model, dict(zip(names, v, strict=True)), (x[:2, :3], h0[:2]))
+    assert torch.autograd.gradcheck(run, [v.detach().requires_grad_() for v in values])
+
+
+def test_bf16_gradient_points_the_same_way():
+    torch.manual_seed(0)
+    model, x = char_rnn.MultilayerGRU(30, 64, 30, 2), torch.randint(0, 30, (8, 33))
+    gradients = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y, h = model(x[:, :-1])
+        assert h.dtype == torch.float32  # the running state is not rounded
+        model.zero_grad()
+        nn.functional.cross_entropy(y.float().flatten(0, 1), x[:, 1:].flatten()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+def test_gru_steps_and_causality():
+    model, x, h0 = small_gru()
+    y, last = model(x, h0)
+    h, hh, step = h0, h0, char_rnn.OneStep(model)
+    for t in range(x.shape[1]):
+        y_t, h = model(x[:, t : t + 1], h)
+        scores, hh = step(x[:, t], hh)
+        torch.testing.assert_close(y_t[:, 0], y[:, t])
+        torch.testing.assert_close(scores, y[:, t])
+    torch.testing.assert_close((h, hh), (last, last))
+    future = x.clone()
+    future[:, 6] = (x[:, 6] + 1) % 7
+    assert torch.equal(model(future, h0)[0][:, :6], y[:, :6]) and not torch.equal(model(future, h0)[0][:, 6:], y[:, 6:])
+
+
+def test_dropout_on_every_layer():
+    torch.manual_seed(0)
+    model, x = char_rnn.MultilayerGRU(7, 400, 400, 2, dropout=0.3), torch.randint(0, 7, (8, 20))
+    with torch.no_grad():
+        model.W_hy.copy_(torch.eye(400))  # shows the last layer's output
+        y, h = model.eval()(x)
+        dropped, h_train = model.train()(x)
+        assert torch.equal(h[:, 0], h_train[:, 0]) and not torch.allclose(h[:, 1], h_train[:, 1])
+        for w in (model.layers[1].W_xz, model.layers[1].W_xr, model.layers[1].W_xg):
+            w.zero_()  # now the last layer's state is the same in both modes
+        model.layers[1].b_g.fill_(1.0)
+        y, dropped = model.eval()(x)[0], model.train()(x)[0]
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.01)
+    torch.testing.assert_close(dropped[kept], y[kept] / 0.7)
+
+
+def test_hot_softmax_and_likely_ones():
+    y = torch.randn(3, 5)
+    for T in (0.3, 1.0, 100.0):
+        torch.testing.assert_close(char_rnn.hot_softmax(y, 1, T), torch.softmax(y / T, 1))
+    for T in (0, 1e-320, 1e-30):
+        assert torch.equal(char_rnn.hot_softmax(y, 1, T), nn.functional.one_hot(y.argmax(1), 5).float())
+    with pytest.raises(ValueError, match="negative"):
+        char_rnn.hot_softmax(y, 1, -1.0)
+    p = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    close = lambda x, values: torch.testing.assert_close(x, torch.tensor(values))
+    close(char_rnn.keep_likely(p, top_k=2), [0, 0.4, 0, 0.3])
+    close(char_rnn.keep_likely(p, top_k=9), [0.1, 0.4, 0.2, 0.3])
+    close(char_rnn.keep_likely(p, top_p=0.5), [0, 0.4, 0, 0.3])
+    close(char_rnn.keep_likely(p, top_p=0.1), [0, 0.4, 0, 0])
+    close(char_rnn.keep_likely(p, top_k=2, top_p=0.6), [0, 0.4, 0, 0.3])
+
+
+def test_generate_from_model():
+    maps = char_rnn.char_maps("abcdefg")
+    model, _, _ = small_gru(torch.float32)
+    model = char_rnn.MultilayerGRU(7, 5, 7, 2, 0.5).train()
+    write = lambda T, seed=0: (torch.manual_seed(seed), char_rnn.generate_from_model(model, "fab", 40, maps, T))[1]
+    assert len(write(1.0)) == 40 and write(1.0).startswith("fab") and model.training
+    assert write(1.0) == write(1.0) != write(1.0, seed=1) and write(0.0) == write(0.0, seed=1)
+    assert all(p.grad is None for p in model.parameters())
+    x = torch.tensor([[maps[0][c] for c in write(0.0)]])
+    assert torch.equal(model.eval()(x)[0].argmax(2)[0, 2:-1], x[0, 3:])  # T = 0 is argmax
+
+
+@pytest.mark.parametrize("n", [3, 150, 2500])
+def test_evaluation_scores_every_character_once(n):
+    torch.manual_seed(0)
+    model, ids = char_rnn.MultilayerGRU(30, 16, 30, 2, 0.5), torch.randint(0, 30, (n,))
+    y, _ = model.eval()(ids[None, :-1])
+    exact = nn.functional.cross_entropy(y[0], ids[1:]).item()
+    model.train()
+    assert char_rnn.evaluate(model, ids) == pytest.approx(exact, abs=1e-6)
+    assert char_rnn.evaluate(model, ids, warm=30) == pytest.approx(exact, abs=1e-5)  # in up to 20 streams
+    assert model.training
+
+
+def test_text_is_cleaned_and_split(capsys):
+    Path("a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r")
+    Path("b.txt").write_bytes("one tw\u00f6 ".encode() * 10)
+    text = char_rnn.load_text("*.txt", "data", min_count=5, held_out=0.25)
+    assert "removed: {'\\n': 3}" in (said := capsys.readouterr().out) and "alphabet: ' enotwö'" in said
+    assert text.chars == " enotwö" and len(text.train) == 64 and len(text.test) == 22
+    decoded = "".join(text.chars[i] for i in torch.cat([text.train, text.test]))
+    assert decoded == "onetwo" + "one twö " * 10
+    assert str(char_rnn.load_text(".", "data", 5, 0.25)) == str(text) and text.name == "text"
+
+
 TINY = ["--data", "digits", "--batch-size", "8", "--latent-dim", "2", "--arch", "mlp", "--image-size", "16"]
 
 
@@ -535,6 +707,153 @@ def test_bad_input_gets_one_line(argv, says, tmp_path, capsys):
     image(tmp_path / "one/a.png")
     torch.save({"script": "dcgan", "state_dict": {}}, tmp_path / "foreign/last.pth")
     assert says in error_line(capsys, vae.main, argv)
+
+
+def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
+    (tmp_path / "origin.txt").write_text(letters(500))
+    good, wrong = hashlib.sha1(b"blob 500\0" + letters(500).encode()).hexdigest(), "0" * 40
+    for sha1 in (wrong, good):
+        monkeypatch.setitem(char_rnn.GIT_FILES, "tinyshakespeare", ((tmp_path / "origin.txt").as_uri(), sha1))
+        text = char_rnn.load_text(None, "data", 1, 0.1)
+        if sha1 == wrong:  # without --data: loudly something else
+            assert "WARNING: tiny Shakespeare is not to be had" in (said := capsys.readouterr().out)
+            assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
+            assert not Path("data").exists()
+            assert "expected" in error_line(capsys, char_rnn.load_text, "tinyshakespeare", "data", 1, 0.1)
+    assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
+    monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
+    assert str(char_rnn.load_text(None, "data", 1, 0.1)) == str(text)
+
+
+@pytest.mark.skipif(not (HERE / "data/tinyshakespeare.txt").exists(), reason="no tiny Shakespeare in data/")
+def test_real_tiny_shakespeare():
+    text = char_rnn.load_text(None, str(HERE / "data"), 1, 0.1)
+    assert (len(text.train), len(text.test), len(text.chars)) == (1003854, 111540, 65)
+
+
+def test_it_memorises():
+    Path("poem.txt").write_text(letters(200))
+    argv = ["--data", "poem.txt", "--held-out", "0", "--batch-size", "1", "--seq-len", "199", "--h-dim", "64"]
+    char_rnn.main([*argv, "--n-layers", "1", "--dropout", "0", "--lr", "0.01", "--steps", "300", "--out", "run"])
+    said = start(
+        "char_rnn.py", "--generate", "--weights", "run", "--start", letters(1), "--temperature", "0", "--n-chars", "200"
+    )
+    assert letters(200) in said.communicate()[0]
+
+
+TALE = ["--data", "tale.txt", "--h-dim", "16", "--batch-size", "4", "--seq-len", "10", "--eval-every", "4"]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_char_rnn_resumes_exactly(schedule, monkeypatch):
+    """Nine batches are an epoch: the hidden state is carried over the interruption at step 8, and reset after it."""
+    Path("tale.txt").write_text(letters(410))
+    argv = [*TALE, "--lr-schedule", schedule, "--log-every", "3", "--save-every", "3", "--steps", "14"]
+    char_rnn.main([*argv, "--out", "whole"])
+    with monkeypatch.context() as patch:
+        once = iter([char_rnn.evaluate])
+        patch.setattr(char_rnn, "evaluate", lambda *given: next(once)(*given))  # the second call, at step 8, raises
+        with pytest.raises(StopIteration):
+            char_rnn.main([*argv, "--out", "halves"])
+    assert torch.load("halves/last.pth", weights_only=True)["step"] == 6
+    char_rnn.main([*argv, "--out", "halves"])
+    whole, halves = (torch.load(f"{name}/last.pth", weights_only=True) for name in ("whole", "halves"))
+    assert same(whole, halves) and whole["step"] == 14
+    assert Path("whole/metrics.csv").read_bytes() == Path("halves/metrics.csv").read_bytes()
+
+
+def test_killed_and_continued_char_rnn_ends_with_the_same_weights():
+    Path("tale.txt").write_text(letters(410))
+    argv = [*TALE, "--steps", "60", "--save-every", "1"]
+    process = start("char_rnn.py", *argv, "--out", "run")
+    while not Path("run/last.pth").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    killed_at = torch.load("run/last.pth", weights_only=True)["step"]
+    char_rnn.main([*argv, "--out", "run"])
+    char_rnn.main([*argv, "--out", "whole"])
+    assert 0 < killed_at < 60
+    assert same(*(torch.load(f"{name}/last.pth", weights_only=True) for name in ("run", "whole")))
+
+
+def test_best_weights_early_stopping_and_a_longer_cosine(capsys):
+    Path("tale.txt").write_text(letters(410))
+    argv = [*TALE, "--lr", "0.05", "--dropout", "0", "--lr-schedule", "plateau", "--early-stopping", "3"]
+    char_rnn.main([*argv, "--steps", "400", "--out", "run"])
+    assert "stopped early" in capsys.readouterr().out
+    last, best = (torch.load(f"run/{name}.pth", weights_only=True) for name in ("last", "char_rnn"))
+    measured = {row["step"]: row["nats"] for row in last["rows"] if row["split"] == "test"}
+    assert best["step"] == last["step"] - 12 and best["nats"] <= min(measured.values(), default=9)
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["nats"] == pytest.approx(best["nats"], abs=0.01) and results["best_step"] == best["step"]
+    char_rnn.main([*argv, "--steps", "400", "--out", "run"])
+    assert "was stopped early" in capsys.readouterr().out
+    for steps in ("4", "8"):
+        char_rnn.main([*TALE, "--steps", steps, "--out", "cosine"])
+    assert "the cosine was drawn for 4 steps" in capsys.readouterr().out
+
+
+def test_generated_text_alone_is_on_standard_output(capsys):
+    command = [sys.executable, str(HERE / "char_rnn.py"), "--generate", "--n-chars", "50"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout) == 51 and "(shipped)" in done.stderr
+    two = subprocess.run([*command, "--n-samples", "2"], capture_output=True, text=True).stdout
+    assert two.startswith(done.stdout) and len(two) == 103  # seeded; a blank line in between
+    process = subprocess.Popen([*command, "--n-chars", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()  # as `| head` does
+    assert b"Traceback" not in process.stderr.read()
+
+    Path("some.txt").write_text("To be, or not to be: that is the question. 5")
+    char_rnn.main(["--score", "some.txt"])
+    out, err = capsys.readouterr()
+    nats, bits = map(float, re.findall(r"([\d.]+) (?:nats|bits)", out))
+    assert bits == pytest.approx(nats / math.log(2), abs=1e-3) and "left out: 1 characters, ['5']" in err and nats < 3
+    char_rnn.main(["--export"])
+    assert "within" in capsys.readouterr().out and Path("runs/char_rnn-shipped/char_rnn_model.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--data", "empty.txt"], "0 characters, 0 of them distinct"),
+        (["--data", "same.txt"], "100 characters, 1 of them distinct"),
+        (["--data", "short.txt"], "2,049 are one batch of 32 sequences"),
+        (["--data", "short.txt", "--held-out", "0.01"], "leaves too few to measure"),
+        (["--data", "short.txt", "--min-count", "99"], "0 characters, 0 of them distinct"),
+        (["--data", "binary.txt"], "is a binary file"),
+        (["--data", "latin1.txt"], "not UTF-8 text (byte 0xe9 at position 3)"),
+        (["--data", "nowhere.txt"], "No such file"),
+        (["--data", "folder"], "no .txt file"),
+        (["--data", "http://127.0.0.1:9/a.txt"], "failed"),
+        (["--generate", "--start", "caf\u00e9"], "'\u00e9' is not in the alphabet"),
+        (["--generate", "--start", ""], "--start is empty"),
+        (["--generate", "--temperature", "-1"], "--temperature"),
+        (["--generate", "--temperature", "nan"], "--temperature"),
+        (["--generate", "--top-k", "0"], "--top-k"),
+        (["--generate", "--top-p", "0"], "--top-p"),
+        (["--generate", "--top-p", "1.5"], "--top-p"),
+        (["--score", "nowhere.txt"], "No such file"),
+        (["--score", "strange.txt"], "0 characters of the alphabet"),
+        (["--dropout", "1"], "--dropout"),
+        (["--clip", "0"], "--clip"),
+        (["--ema", "1"], "--ema"),
+    ],
+)
+def test_bad_text_input_gets_one_line(argv, says, tmp_path, capsys):
+    for name, content in {
+        "empty": b"",
+        "same": b"a" * 100,
+        "short": letters(100).encode(),
+        "binary": b"a\0b",
+        "latin1": "caf\u00e9".encode("latin-1"),
+        "strange": "\u00e9\u00e8".encode(),
+    }.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    assert says in error_line(capsys, char_rnn.main, argv)
 
 
 def test_works_with_the_four_packages_alone(tmp_path):

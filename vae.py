@@ -461,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder))
     if args.export:
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        common.export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth")
+        common.export(Reconstruction(model.cpu()), (x,), folder / "VAE_model.pth")
 
 
 if __name__ == "__main__":

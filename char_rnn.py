@@ -1,0 +1,597 @@
+"""Character-level GRU: learn a text, and go on writing it one character at a time.
+
+Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", arXiv 1406.1078. Each layer computes
+
+    z = σ(x W_xz + h W_hz + b_z)    r = σ(x W_xr + h W_hr + b_r)                                    (eq. 6, 5)
+    g = tanh(x W_xg + (r ⊙ h) W_hg + b_g)    h' = z ⊙ h + (1 − z) ⊙ g                              (eq. 8, 7)
+
+and the last one predicts the next character: p(c) = softmax(dropout(h') W_hy + b_y). The loss is −log p of the
+character that came, in nats. (nn.GRU is another cell: it multiplies r after the product with W_hg.)
+
+Differs from the paper: biases, several layers, dropout on each layer's output, Adam, weights averaged over steps.
+
+    python char_rnn.py                                          # tiny Shakespeare; the same again continues
+    python char_rnn.py --generate --temperature 0.5             # works at once, with the weights that ship
+    python char_rnn.py --data my.txt --h-dim 256 --steps 2000   # your own text
+    python char_rnn.py --h-dim 256 --dropout 0.25 --steps 12000 # made weights/char_rnn.pth, with seed 0
+"""
+
+import copy
+import glob
+import hashlib
+import importlib
+import itertools
+import math
+import os
+import re
+import sys
+import urllib.request
+import zlib
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+import common
+import run_folder
+
+WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = common.parser(__doc__, steps=6500, batch_size=32, lr=3e-3)
+    add = p.add_argument_group("data").add_argument
+    add("--min-count", type=common.number(int, 1), default=1, help="remove characters that occur less often")
+    add("--held-out", type=common.number(float, 0, below=1), default=0.1, help="part of the text, its end, not trained")
+    add = p.add_argument_group("model").add_argument
+    add("--h-dim", type=common.number(int, 1), default=512, help="hidden units per layer")
+    add("--n-layers", type=common.number(int, 1), default=2, help="layers")
+    add("--dropout", type=common.number(float, 0, below=1), default=0.4, help="on every layer's output")
+    add = p.add_argument_group("optimisation").add_argument
+    add("--seq-len", type=common.number(int, 1), default=64, help="steps of truncated backpropagation through time")
+    add("--clip", type=common.number(float, 0, above=True), default=1.0, help="largest norm of the gradient")
+    add("--lr-schedule", choices=["cosine", "plateau"], default="cosine", help="to 0 at --steps, or halved on plateaus")
+    add("--ema", type=common.number(float, 0, below=1), default=0.99, help="decay of the averaged weights; 0 is none")
+    add("--eval-every", type=common.number(int, 1), default=500, help="steps between measurements of held-out loss")
+    add(
+        "--early-stopping",
+        type=common.number(int, 0),
+        default=0,
+        help="stop after so many without a new best; 0: never",
+    )
+    add = p.add_argument_group("trained weights").add_argument
+    add("--start", help="text that --generate goes on from (default: a line break)")
+    add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
+    add("--n-samples", type=common.number(int, 1), default=1, help="texts that --generate prints")
+    add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
+    add("--top-k", type=common.number(int, 1), help="draw from the k likeliest characters only")
+    add(
+        "--top-p",
+        type=common.number(float, 0, above=True, below=1),
+        help="and from the likeliest that make up this probability",
+    )
+    add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
+    add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
+    return common.parse_args(p, argv)
+
+
+def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
+    """(char_to_idx, idx_to_char) of the text's characters, in sorted order."""
+    chars = sorted(set(text))
+    return {c: i for i, c in enumerate(chars)}, dict(enumerate(chars))
+
+
+def remove_chars(text: str, chars_to_remove: list[str]) -> tuple[str, int]:
+    """(text without these characters, how many were removed)."""
+    clean = text
+    for c in chars_to_remove:
+        clean = clean.replace(c, "")
+    return clean, len(text) - len(clean)
+
+
+def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
+    """Indices, int64 (N,). Raises KeyError for a character that is not in the map."""
+    return torch.tensor([char_to_idx[c] for c in text], dtype=torch.int64)
+
+
+def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
+    """int8 (N, V): row n is 1 at the index of character n."""
+    idx = encode(text, char_to_idx)
+    return torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8).scatter_(1, idx[:, None], 1)
+
+
+def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
+    """The text of (N, V) one-hot rows."""
+    return "".join(idx_to_char[i] for i in embedded.argmax(1).tolist())
+
+
+def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: int, device="cpu"):
+    """(samples (N, S, V) one-hot, labels (N, S) one character ahead), N = floor((len − 1) / S)."""
+    n = (len(text) - 1) // seq_len
+    samples = chars_to_onehot(text[: n * seq_len], char_to_idx).view(n, seq_len, len(char_to_idx))
+    return samples.to(device), encode(text[1 : n * seq_len + 1], char_to_idx).view(n, seq_len).to(device)
+
+
+class SequenceBatchSampler(torch.utils.data.Sampler):
+    """Indices such that sample k of batch j + 1 continues sample k of batch j: batch_size streams, side by side.
+
+    What does not fill a last batch is left out. That is why batches are not shuffled: the hidden state goes on.
+    """
+
+    def __init__(self, dataset, batch_size: int) -> None:
+        self.batches, self.batch_size = len(dataset) // batch_size, batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([k * self.batches + j for j in range(self.batches) for k in range(self.batch_size)])
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+
+class Text(NamedTuple):
+    """Indices of what is trained on and of what is held out, and the alphabet in the order of its indices."""
+
+    name: str
+    train: Tensor  # int64 (N,)
+    test: Tensor
+    chars: str
+    crc: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        held_out = f" + {len(self.test):,} held-out" * (self.test is not self.train)
+        return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
+
+
+GIT_FILES = {  # name: address, and the SHA-1 by which git knows the file's content
+    "tinyshakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "7dcb3a2d4cc3b48b6283dd46870bfeb78f88aac9",
+    ),
+    "shakespeare": (
+        "https://raw.githubusercontent.com/cedricdeboom/character-level-rnn-datasets/master/datasets/shakespeare.txt",
+        "8dc7d27dcfb2514eb9a535b398c873d4beca818b",
+    ),
+}
+
+
+def download(url: str, path: Path, sha1: str | None = None) -> None:
+    """The file at `url`, whole or not at all. Raises OSError."""
+    try:
+        data = urllib.request.urlopen(url).read()
+    except Exception as error:  # urllib and http.client have no common one
+        raise OSError(f"the download of {url} failed ({error}); copy the text to {path} or use a network") from None
+    if sha1 and hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != sha1:
+        raise OSError(f"{url} gave {len(data):,} bytes that are not the expected text; nothing was kept")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_bytes(data)
+    path.with_suffix(".part").replace(path)
+
+
+def read_text(source: str, data_dir: str) -> str:
+    """The text that --data means. Raises OSError when it is not to be had, ValueError when it is no text."""
+    if source == "python":  # the language reference that help() shows; in every Python installation
+        topics = importlib.import_module("pydoc_data.topics").topics
+        return "\n\n".join(topics[key] for key in sorted(topics))
+    if source in GIT_FILES or source.startswith(("http://", "https://")):
+        url, sha1 = GIT_FILES.get(source, (source, None))
+        key = source if sha1 else f"downloads/{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+        files = [Path(data_dir, f"{key}.txt")]
+        if not files[0].exists():
+            download(url, files[0], sha1)
+    else:
+        path = Path(source)
+        files = sorted(path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(source))) or [path]
+        if files == [path] and path.is_dir():
+            raise ValueError("there is no .txt file in this folder")
+    texts = []
+    for file in files:
+        data = file.read_bytes()
+        if b"\0" in data:
+            raise ValueError(f"{file} is a binary file, not a text")
+        try:
+            texts.append(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
+        except UnicodeDecodeError as e:
+            wrong = f"byte {data[e.start]:#04x} at position {e.start:,}"
+            raise ValueError(f"{file} is not UTF-8 text ({wrong}); convert it, for example with iconv") from None
+    return "\n".join(texts)
+
+
+def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
+    """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
+    note, source, asked = "", source or "tinyshakespeare", source is not None
+    try:
+        try:
+            text = read_text(source, data_dir)
+        except OSError as error:
+            if asked:
+                raise
+            print(f"WARNING: tiny Shakespeare is not to be had: {error}.")
+            print("WARNING: going on with the Python documentation that comes with Python instead.", flush=True)
+            source, note = "python", ", a substitute: tiny Shakespeare was not to be had"
+            text = read_text(source, data_dir)
+    except (OSError, ValueError, ImportError) as error:
+        common.fail(f"--data {source}: {error}")
+    rare = {c: n for c, n in sorted(Counter(text).items()) if n < min_count}
+    text, _ = remove_chars(text, list(rare))
+    char_to_idx, _ = char_maps(text)
+    chars = "".join(char_to_idx)
+    if len(chars) < 2:
+        common.fail(f"--data {source}: {len(text):,} characters, {len(chars)} of them distinct: nothing to learn")
+    print(f"the text begins: {text[:200]!r}\nalphabet: {chars!r}\nremoved: {rare or 'nothing'}")
+    ids = encode(text, char_to_idx)
+    n = int(len(ids) * (1 - held_out))
+    if n < len(ids) < n + 2:
+        common.fail(f"--held-out {held_out} of {len(ids)} characters leaves too few to measure; 0 holds nothing out")
+    train, test = ids[:n], ids[n:]
+    if not len(test):
+        test, note = train, f"{note}, measured on the training text"
+    name = "-".join(re.findall(r"\w+", Path(source).stem)) or "text"
+    return Text(name, train, test, chars, zlib.crc32(text.encode()), note)
+
+
+def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of the cell: (h', [z r], r ⊙ h, g) from the inputs' share a = x [W_xz W_xr W_xg] + [b_z b_r b_g].
+
+    a: (B, 3H); h, h': (B, H); U_zr = [W_hz W_hr]: (H, 2H); U_g = W_hg. Where a is bfloat16, h stays float32: it is
+    added to at every step, and rounding it would add up.
+    """
+    H, h_low = h.shape[1], h.to(a.dtype)
+    zr = torch.sigmoid(torch.addmm(a[:, : 2 * H], h_low, U_zr))  # (B, 2H)
+    z, r = zr.chunk(2, 1)
+    rh = r * h_low
+    g = torch.tanh(torch.addmm(a[:, 2 * H :], rh, U_g))
+    return torch.addcmul(g, z, h - g), zr, rh, g  # z ⊙ h + (1 − z) ⊙ g
+
+
+class GRUSequence(torch.autograd.Function):
+    """The cell over S steps: a (S, B, 3H), h (B, H) -> states (S, B, H), last state (B, H).
+
+    Autograd could go backward through the loop of forward. Written by hand, each weight's gradient is one product over
+    all steps instead of a sum of S small ones, and what does not depend on later steps is computed for all at once.
+    """
+
+    @staticmethod
+    def forward(ctx, a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor]:
+        hs, zrs, rhs, gs = [h], [], [], []
+        for a_t in a:
+            h, zr, rh, g = gru_step(a_t, h, U_zr, U_g)
+            hs.append(h)
+            zrs.append(zr)
+            rhs.append(rh)
+            gs.append(g)
+        hs = torch.stack(hs).to(a.dtype)  # (S + 1, B, H)
+        ctx.save_for_backward(hs, torch.stack(zrs), torch.stack(rhs), torch.stack(gs), U_zr, U_g)
+        return hs[1:], h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_states: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
+        hs, zr, rh, g, U_zr, U_g = ctx.saved_tensors
+        h, (z, r), H = hs[:-1], zr.chunk(2, -1), g.shape[-1]
+        slope_g = (1 - z) * (1 - g * g)  # from h' = z ⊙ h + (1 − z) ⊙ g, through tanh
+        slope_zr = torch.cat([h - g, h], -1) * zr * (1 - zr)  # dh'/dz = h − g, d(r ⊙ h)/dr = h, through σ
+        da = torch.empty(*g.shape[:2], 3 * H, dtype=g.dtype, device=g.device)
+        for t in reversed(range(len(g))):
+            dh = dh + d_states[t]
+            dh_low = dh.to(g.dtype)
+            da_g = torch.mul(dh_low, slope_g[t], out=da[t, :, 2 * H :])
+            d_rh = da_g @ U_g.t()
+            da_zr = torch.mul(torch.cat([dh_low, d_rh], 1), slope_zr[t], out=da[t, :, : 2 * H])
+            dh = torch.addcmul(da_zr @ U_zr.t(), d_rh, r[t]) + dh * z[t]  # through [z r], r ⊙ h, and z ⊙ h
+        h, rh, d = h.flatten(0, 1), rh.flatten(0, 1), da.flatten(0, 1)  # (S·B, ...)
+        return da, dh, h.t() @ d[:, : 2 * H], rh.t() @ d[:, 2 * H :]
+
+
+class GRULayer(nn.Module):
+    """One layer; its nine parameters are those of the equations. (S, B, in_dim) or indices (S, B) -> (S, B, H)."""
+
+    def __init__(self, in_dim: int, h_dim: int) -> None:
+        super().__init__()
+        uniform = lambda: nn.Parameter(torch.empty(in_dim, h_dim).uniform_(-1, 1) / in_dim**0.5)
+        orthogonal = lambda: nn.Parameter(nn.init.orthogonal_(torch.empty(h_dim, h_dim)))
+        bias = lambda value: nn.Parameter(torch.full((h_dim,), value))
+        self.W_xz, self.W_xr, self.W_xg = uniform(), uniform(), uniform()
+        self.W_hz, self.W_hr, self.W_hg = orthogonal(), orthogonal(), orthogonal()
+        self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)  # z begins near 1: it remembers
+
+    def fused(self, dtype: torch.dtype) -> list[Tensor]:
+        """[W_xz W_xr W_xg] (in_dim, 3H), [b_z b_r b_g] (3H,), [W_hz W_hr] (H, 2H), W_hg (H, H)."""
+        W_x, b = torch.cat([self.W_xz, self.W_xr, self.W_xg], 1), torch.cat([self.b_z, self.b_r, self.b_g])
+        return [w.to(dtype) for w in (W_x, b, torch.cat([self.W_hz, self.W_hr], 1), self.W_hg)]
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        device, dtype = x.device.type, self.W_xz.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        W_x, b, U_zr, U_g = self.fused(dtype)
+        # The inputs' share of all steps in one product; a one-hot row times a matrix is a row of it.
+        a = F.linear(x.to(dtype), W_x.t(), b) if x.ndim == 3 else F.embedding(x, W_x + b)  # (S, B, 3H)
+        return GRUSequence.apply(a, h, U_zr, U_g)
+
+
+class MultilayerGRU(nn.Module):
+    """n_layers GRU layers and a linear layer on top; dropout on every layer's output."""
+
+    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int, dropout: float = 0) -> None:
+        super().__init__()
+        self.in_dim, self.h_dim, self.out_dim, self.n_layers, self.dropout = in_dim, h_dim, out_dim, n_layers, dropout
+        self.layers = nn.ModuleList(GRULayer(h_dim if k else in_dim, h_dim) for k in range(n_layers))
+        self.W_hy = nn.Parameter(torch.empty(h_dim, out_dim).uniform_(-1, 1) / h_dim**0.5)
+        self.b_y = nn.Parameter(torch.zeros(out_dim))
+
+    def forward(self, input: Tensor, hidden_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (B, S, O) of the next characters, and the last hidden state (B, L, H).
+
+        input: (B, S, V), one-hot, or indices (B, S). hidden_state: (B, L, H); None is zeros.
+        """
+        if hidden_state is None:
+            hidden_state = self.W_hy.new_zeros(len(input), self.n_layers, self.h_dim)
+        x, last = input.transpose(0, 1), []  # (S, B) or (S, B, V)
+        for layer, h in zip(self.layers, hidden_state.unbind(1), strict=True):
+            x, h = layer(x, h)  # (S, B, H), (B, H)
+            last.append(h)
+            if self.training and self.dropout:  # F.dropout draws its mask 4 times slower on a CPU
+                x = x * ((torch.rand(x.shape, device=x.device) >= self.dropout).to(x.dtype) / (1 - self.dropout))
+        return F.linear(x, self.W_hy.t(), self.b_y).transpose(0, 1), torch.stack(last, 1)
+
+
+class OneStep(nn.Module):
+    """A trained model for one character at a time: index (B,), hidden (B, L, H) -> scores (B, O), hidden."""
+
+    def __init__(self, model: MultilayerGRU) -> None:
+        super().__init__()
+        weights = [layer.fused(model.W_hy.dtype) for layer in model.layers]
+        self.table = (weights[0][0] + weights[0][1]).detach()  # (V, 3H)
+        self.layers = [[w.detach() for w in layer] for layer in weights]
+        self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        last = []
+        for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
+            a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
+            h = gru_step(a, hidden[:, k], U_zr, U_g)[0]
+            last.append(h)
+        return torch.addmm(self.b_y, h, self.W_hy), torch.stack(last, 1)
+
+
+def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
+    """softmax(y / T) along dim; for T = 0 its limit, 1 at the largest. Raises ValueError for a negative T."""
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature} is negative")
+    if temperature < torch.finfo(y.dtype).tiny:
+        return torch.zeros_like(y).scatter_(dim, y.argmax(dim, keepdim=True), 1.0)
+    return torch.softmax((y - y.amax(dim, keepdim=True)) / temperature, dim)
+
+
+def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Probabilities (V,) with 0 for all but the k likeliest, and but the fewest likeliest whose sum reaches top_p.
+
+    The second is nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. What is left need not sum to 1.
+    """
+    if top_k:
+        p = p.where(p >= p.topk(min(top_k, len(p))).values[-1], 0)
+    if top_p:
+        values, order = p.sort(descending=True)
+        before = values.cumsum(0) - values
+        p = p.index_fill(0, order[before >= top_p * values.sum()], 0)
+    return p
+
+
+@torch.inference_mode()
+def continuation(
+    model: MultilayerGRU, start: list[int], temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Iterator[int]:
+    """Draw what follows the indices `start`, one index at a time, without end."""
+    step, device = OneStep(model), model.W_hy.device
+    hidden = torch.zeros(1, model.n_layers, model.h_dim, device=device)
+    for i in start:
+        scores, hidden = step(torch.tensor([i], device=device), hidden)
+    while True:
+        p = keep_likely(hot_softmax(scores[0], 0, temperature), top_k, top_p)  # (V,)
+        x = (p / torch.empty_like(p).exponential_()).argmax(0, keepdim=True)  # torch.multinomial, without its checks
+        yield x.item()
+        scores, hidden = step(x, hidden)
+
+
+def generate_from_model(model: MultilayerGRU, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
+    """start_sequence and what the model goes on with, n_chars in all; char_maps is (char_to_idx, idx_to_char)."""
+    char_to_idx, idx_to_char = char_maps
+    drawn = continuation(model, [char_to_idx[c] for c in start_sequence], T)
+    return start_sequence + "".join(idx_to_char[next(drawn)] for _ in range(n_chars - len(start_sequence)))
+
+
+@torch.no_grad()
+def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
+    """Mean −log p, in nats, of each of ids[1:] given all characters before it, without dropout.
+
+    A long text is cut into at most 64 streams that run side by side. Each begins `warm` characters early, to have a
+    hidden state when its part comes; that differs from one long stream in the fourth decimal.
+    """
+    n, training, total = len(ids) - 1, model.training, 0.0
+    streams = max(1, min(64, n // (4 * warm)))
+    first = torch.arange(streams)[:, None] * math.ceil(n / streams)  # (K, 1), the first position that stream k scores
+    last = (first + math.ceil(n / streams)).clamp(max=n)
+    begin, hidden = (first - warm).clamp(min=0), None
+    model.eval()
+    for i in range(0, int((last - begin).max()), 128):
+        at = begin + torch.arange(i, i + 128)  # (K, 128)
+        scored = (first <= at) & (at < last)
+        x = ids[at.clamp(max=n - 1)].to(model.W_hy.device)
+        logits, hidden = model(x, hidden)
+        y = ids[at.clamp(max=n - 1) + 1].to(x.device)
+        total += F.cross_entropy(logits.float()[scored], y[scored], reduction="sum").item()
+    model.train(training)
+    return total / n
+
+
+class State(dict):
+    """What a run needs to go on besides weights; last.pth keeps it."""
+
+    state_dict, load_state_dict = dict.copy, dict.update
+
+
+def train(args: Namespace, device: torch.device) -> None:
+    text = load_text(args.data, args.data_dir, args.min_count, args.held_out)
+    n = (len(text.train) - 1) // args.seq_len
+    samples = text.train[: n * args.seq_len].view(n, args.seq_len).to(device)  # (N, S)
+    labels = text.train[1 : n * args.seq_len + 1].view(n, args.seq_len).to(device)
+    order = torch.tensor(list(SequenceBatchSampler(samples, args.batch_size))).view(-1, args.batch_size)
+    if not len(order):
+        need = f"{args.batch_size * args.seq_len + 1:,} are one batch of {args.batch_size} sequences"
+        common.fail(f"{len(text.train):,} characters to train on; {need}: make --batch-size or --seq-len smaller")
+
+    numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
+    numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
+    model = build(numbers).to(device)
+    weight = lambda n: (10 / (n + 10)).clamp(min=1 - args.ema)  # so that early averages do not remember the start
+    averaged = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, weight(n)))
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
+    cosine = lambda t: min(1, (t + 1) / WARMUP) * (1 + math.cos(math.pi * t / args.steps)) / 2
+    schedule = LambdaLR(optimizer, cosine)
+    if args.lr_schedule == "plateau":
+        schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    state = State(steps=args.steps, hidden=None, best=None, measured={}, waited=0)
+    objects = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule, "state": state}
+    best = Namespace(state_dict=lambda: state["best"] or averaged.module.state_dict())
+    variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
+    run = run_folder.Run(args, variant, text, objects, {"char_rnn.pth": (best, numbers)})
+    numbers |= state["measured"]
+    stopped_early = lambda: 0 < args.early_stopping <= state["waited"]
+    if run.finished():
+        return
+    if stopped_early():
+        return print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
+    if args.lr_schedule == "cosine" and state["steps"] != args.steps:
+        print(f"the cosine was drawn for {state['steps']} steps and goes on as one for {args.steps}")
+    state["steps"] = args.steps
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+    forward = common.compiled(model, args.compile)
+
+    for step in run.steps():
+        j = (step - 1) % len(order)
+        hidden = state["hidden"].to(device) if j else None  # an epoch begins at the beginning of the text
+        x, y = samples[order[j]], labels[order[j]]  # (B, S)
+        with autocast:
+            logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        optimizer.step()
+        averaged.update_parameters(model)
+        state["hidden"] = hidden.detach()  # truncated: the next step's gradient ends here
+        if args.lr_schedule == "cosine":
+            schedule.step()
+
+        run.add("train", nats=loss)
+        if step % args.eval_every == 0 or step == args.steps:
+            with autocast:
+                nats = evaluate(averaged.module, text.test)
+            run.add("test", nats=nats)
+            if args.lr_schedule == "plateau":
+                schedule.step(nats)
+            state["waited"] += 1
+            if nats < state["measured"].get("nats", math.inf):
+                state["best"] = copy.deepcopy(averaged.module.state_dict())
+                state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
+                numbers |= state["measured"]
+        if step % args.log_every == 0:
+            run.log()
+        if step % args.sample_every == 0 or step == args.steps:
+            written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
+            file = run.folder / f"samples/step_{step:07d}.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(written, encoding="utf-8")
+        if stopped_early():
+            run.save()
+            print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
+            break
+    averaged.module.load_state_dict(best.state_dict())
+    nats = evaluate(averaged.module, text.test)  # in float32
+    results = {
+        "train_minutes": run.seconds / 60,
+        "nats": nats,
+        "bits": nats / math.log(2),
+        "best_step": numbers["step"],
+    }
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+
+
+def build(numbers: dict) -> MultilayerGRU:
+    """The model that the flags describe, or that a weights file describes and holds."""
+    try:
+        V = len(numbers["chars"])
+        model = MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
+        if "state_dict" in numbers:
+            model.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError) as error:
+        common.fail(error)
+    return model
+
+
+def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
+    """--generate: the text to standard output, as it is made."""
+    char_to_idx, idx_to_char = char_maps(chars)
+    start = args.start if args.start is not None else "\n" if "\n" in chars else chars[0]
+    if not start or set(start) - set(chars):
+        strange = "".join(sorted(set(start) - set(chars)))
+        common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}" if start else "--start is empty")
+    sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        for k in range(args.n_samples):
+            print("\n" * (k > 0) + start, end="")
+            drawn = continuation(model, [char_to_idx[c] for c in start], args.temperature, args.top_k, args.top_p)
+            for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
+                print(idx_to_char[i], end="", flush=True)
+            print(flush=True)
+    except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def score(path: str, model: MultilayerGRU, chars: str) -> None:
+    """--score: nats and bits per character of a text file."""
+    try:
+        text = read_text(path, ".")
+    except (OSError, ValueError) as error:
+        common.fail(f"--score {path}: {error}")
+    strange = sorted(set(text) - set(chars))
+    text, n_removed = remove_chars(text, strange)
+    if n_removed:
+        print(f"not in the alphabet and left out: {n_removed:,} characters, {strange}", file=sys.stderr)
+    if len(text) < 2:
+        common.fail(f"--score {path}: {len(text)} characters of the alphabet; at least two are needed")
+    nats = evaluate(model, encode(text, char_maps(chars)[0]))
+    print(f"{path}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({len(text):,} characters)")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    if not (args.generate or args.score or args.export):
+        return train(args, device)
+
+    numbers, folder = run_folder.find_weights("char_rnn.pth", args, write=args.export)
+    model = build(numbers).to(device).eval()
+    if args.generate:
+        write(args, model, numbers["chars"])
+    if args.score:
+        score(args.score, model, numbers["chars"])
+    if args.export:
+        step = OneStep(model.cpu())
+        common.export(
+            step,
+            (torch.arange(3) % model.in_dim, torch.randn(3, model.n_layers, model.h_dim)),
+            folder / "char_rnn_model.pth",
+        )
+
+
+if __name__ == "__main__":
+    main()
