@@ -92,7 +92,8 @@ class CourseGRU(nn.Module):
 
     def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
         super().__init__()
-        gates = lambda i: nn.ModuleList([nn.Linear(d, h_dim, d == h_dim) for d in (i, i, i, h_dim, h_dim, h_dim)])
+        three = lambda d, bias: [nn.Linear(d, h_dim, bias) for _ in range(3)]
+        gates = lambda i: nn.ModuleList(three(i, False) + three(h_dim, True))
         self.layers = nn.ModuleList(gates(h_dim if k else in_dim) for k in range(n_layers))
         self.h_dim, self.output = h_dim, nn.Linear(h_dim, out_dim)
 
@@ -120,7 +121,7 @@ class TorchGRU(nn.Module):
         return self.output(states), hidden
 
 
-def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: int, bf16=False) -> dict[str, float]:
+def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: int, bf16=False, compile=False) -> dict:
     """Forward, backward and fused Adam on sequences of 64 of 65 characters."""
     V, S, steps, ours = 65, 64, max(4, args.steps // 50), kind is char_rnn.MultilayerGRU
     if ours:
@@ -129,11 +130,12 @@ def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: 
     model, x = kind(V, h_dim, V, n_layers), torch.randint(0, V, (batch, S + 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     given = x[:, :-1] if ours else F.one_hot(x[:, :-1], V).float()
+    forward = common.compiled(model, compile)
     for step in range(steps + 2):
         if step == 2:
             began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, _ = model(given)
+            logits, _ = forward(given)
         optimizer.zero_grad()
         F.cross_entropy(logits.float().flatten(0, 1), x[:, 1:].flatten()).backward()
         optimizer.step()
@@ -159,12 +161,13 @@ def our_generation(args: Namespace) -> dict[str, float]:
 
 
 def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
-    row = lambda kind, bf16=False: lambda args: gru_training(args, kind, h_dim, n_layers, batch, bf16)
+    row = lambda kind, *how: lambda args: gru_training(args, kind, h_dim, n_layers, batch, *how)
     return {
         "a Linear per gate": row(CourseGRU),
         "nn.GRU": row(TorchGRU),
         "char_rnn.py, float32": row(char_rnn.MultilayerGRU),
-        "char_rnn.py": row(char_rnn.MultilayerGRU, bf16=True),
+        "char_rnn.py": row(char_rnn.MultilayerGRU, True),
+        "char_rnn.py --compile": row(char_rnn.MultilayerGRU, True, True),
     }
 
 
@@ -185,11 +188,16 @@ TABLES = {
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     p.add_argument("--quick", action="store_true", help="fewer steps and rounds, without --compile")
-    p.add_argument("--steps", type=common.number(int, WARM + 1), default=1000, help="training steps per row")
+    p.add_argument(
+        "--steps",
+        type=common.number(int, WARM + 1),
+        default=1000,
+        help="steps per row of vae.py; GRU rows: a 50th, generation: 4 times as many",
+    )
     p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
     p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
     p.add_argument("--data-dir", default="data", help="where MNIST is; without it, the embedded digits")
-    p.add_argument("--only", default="", help="run the rows whose name contains this")
+    p.add_argument("--only", default="", help="run the rows whose table and name contain this")
     p.add_argument("--row", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.row:
@@ -202,7 +210,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     for table, rows in TABLES.items():
-        rows = [row for row in rows if args.only in row and not (args.quick and "--compile" in row)]
+        rows = [row for row in rows if args.only in f"{table}: {row}" and not (args.quick and "--compile" in row)]
         if not rows:
             continue
         measured = {row: [] for row in rows}
@@ -212,7 +220,7 @@ def main() -> None:
                 command += ["--seed", str(args.seed), "--data-dir", args.data_dir]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 measured[row].append(json.loads(out.splitlines()[-1]))
-        print(f"\n{table}, {args.steps} steps, median of {args.rounds}\n")
+        print(f"\n{table}, --steps {args.steps}, median of {args.rounds}\n")
         names = list(measured[rows[0]][0])
         print(f"| {'':26} | {' | '.join(f'{name:>10}' for name in names)} | ratio |")
         print(f"|{'-' * 28}|{'-----------:|' * len(names)}------:|")

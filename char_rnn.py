@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--seq-len", type=common.number(int, 1), default=64, help="steps of truncated backpropagation through time")
     add("--clip", type=common.number(float, 0, above=True), default=1.0, help="largest norm of the gradient")
     add("--lr-schedule", choices=["cosine", "plateau"], default="cosine", help="to 0 at --steps, or halved on plateaus")
-    add("--ema", type=common.number(float, 0, below=1), default=0.99, help="decay of the averaged weights; 0 is none")
+    add("--ema", type=common.number(float, 0, below=1), default=0.998, help="decay of the averaged weights; 0 is none")
     add("--eval-every", type=common.number(int, 1), default=500, help="steps between measurements of held-out loss")
     add(
         "--early-stopping",
@@ -133,6 +134,21 @@ class SequenceBatchSampler(torch.utils.data.Sampler):
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
+
+
+def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int) -> tuple[Tensor, Tensor, bool]:
+    """(x, y, first) for step 1, 2, ...: characters (B, S), those that come next, whether an epoch begins.
+
+    The batches of SequenceBatchSampler without its memory. The characters that fill no last batch are left out, partly
+    before and partly after the streams, where epochs differ: so their sequences end at different characters.
+    """
+    batches = (len(ids) - 1) // seq_len // batch_size
+    epoch, j = divmod(step - 1, batches)
+    length = batches * seq_len  # of a stream
+    start = int(np.random.default_rng((seed, epoch)).integers(len(ids) - batch_size * length))
+    x, y = (ids[i : i + batch_size * length].view(batch_size, length) for i in (start, start + 1))
+    now = slice(j * seq_len, (j + 1) * seq_len)
+    return x[:, now], y[:, now], j == 0
 
 
 class Text(NamedTuple):
@@ -440,13 +456,10 @@ class State(dict):
 
 def train(args: Namespace, device: torch.device) -> None:
     text = load_text(args.data, args.data_dir, args.min_count, args.held_out)
-    n = (len(text.train) - 1) // args.seq_len
-    samples = text.train[: n * args.seq_len].view(n, args.seq_len).to(device)  # (N, S)
-    labels = text.train[1 : n * args.seq_len + 1].view(n, args.seq_len).to(device)
-    order = torch.tensor(list(SequenceBatchSampler(samples, args.batch_size))).view(-1, args.batch_size)
-    if not len(order):
-        need = f"{args.batch_size * args.seq_len + 1:,} are one batch of {args.batch_size} sequences"
-        common.fail(f"{len(text.train):,} characters to train on; {need}: make --batch-size or --seq-len smaller")
+    ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
+    if len(ids) < need:
+        batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"
+        common.fail(f"{len(ids):,} characters to train on; {batch}")
 
     numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
@@ -476,9 +489,8 @@ def train(args: Namespace, device: torch.device) -> None:
     forward = common.compiled(model, args.compile)
 
     for step in run.steps():
-        j = (step - 1) % len(order)
-        hidden = state["hidden"].to(device) if j else None  # an epoch begins at the beginning of the text
-        x, y = samples[order[j]], labels[order[j]]  # (B, S)
+        x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
+        hidden = None if first else state["hidden"].to(device)
         with autocast:
             logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
         loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())

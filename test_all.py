@@ -428,6 +428,21 @@ def test_sequence_batches_continue_each_other():
     assert (np.diff(batches, axis=0) == 1).all()
 
 
+@pytest.mark.parametrize("n", [61, 64, 80])
+def test_batches_of_streams_are_the_samplers(n):
+    ids, B, S = torch.arange(n), 4, 5
+    samples, labels = ids[: (n - 1) // S * S].view(-1, S), ids[1 : (n - 1) // S * S + 1].view(-1, S)
+    order = torch.tensor(list(char_rnn.SequenceBatchSampler(samples, B))).view(-1, B)
+    starts = set()
+    for step in range(1, 601):
+        x, y, first = char_rnn.stream_batch(ids, B, S, step, seed=0)
+        j, start = (step - 1) % 3, int(x[0, 0]) - 5 * ((step - 1) % 3)
+        assert torch.equal(x, samples[order[j]] + start) and torch.equal(y, labels[order[j]] + start)
+        assert first == (j == 0) and y.max() < n
+        starts.add(start)
+    assert starts == set(range(n - 60))  # what fills no batch is left out before or after
+
+
 def small_gru(dtype=torch.float64, dropout=0.0, layers=2):
     torch.manual_seed(0)
     model = char_rnn.MultilayerGRU(7, 5, 6, layers, dropout).to(dtype)
@@ -820,7 +835,7 @@ def test_generated_text_alone_is_on_standard_output(capsys):
     [
         (["--data", "empty.txt"], "0 characters, 0 of them distinct"),
         (["--data", "same.txt"], "100 characters, 1 of them distinct"),
-        (["--data", "short.txt"], "2,049 are one batch of 32 sequences"),
+        (["--data", "short.txt"], "one batch of 32 sequences needs 2,049"),
         (["--data", "short.txt", "--held-out", "0.01"], "leaves too few to measure"),
         (["--data", "short.txt", "--min-count", "99"], "0 characters, 0 of them distinct"),
         (["--data", "binary.txt"], "is a binary file"),
