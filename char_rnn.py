@@ -204,9 +204,11 @@ def read_text(source: str, data_dir: str) -> str:
             download(url, files[0], sha1)
     else:
         path = Path(source)
-        files = sorted(path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(source))) or [path]
-        if files == [path] and path.is_dir():
-            raise ValueError("there is no .txt file in this folder")
+        files = (
+            [path] if path.is_file() else sorted(path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(source)))
+        )
+        if not files:
+            raise FileNotFoundError("there is no .txt file in it" if path.is_dir() else "there is no such file")
     texts = []
     for file in files:
         data = file.read_bytes()
@@ -222,7 +224,8 @@ def read_text(source: str, data_dir: str) -> str:
 
 def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
     """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
-    note, source, asked = "", source or "tinyshakespeare", source is not None
+    note, asked = "", source is not None
+    source = source if asked else "tinyshakespeare"
     try:
         try:
             text = read_text(source, data_dir)
@@ -420,6 +423,8 @@ def continuation(
 def generate_from_model(model: MultilayerGRU, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
     """start_sequence and what the model goes on with, n_chars in all; char_maps is (char_to_idx, idx_to_char)."""
     char_to_idx, idx_to_char = char_maps
+    if not start_sequence:
+        raise ValueError("start_sequence is empty: the first character is given, not drawn")
     drawn = continuation(model, [char_to_idx[c] for c in start_sequence], T)
     return start_sequence + "".join(idx_to_char[next(drawn)] for _ in range(n_chars - len(start_sequence)))
 
@@ -468,8 +473,9 @@ def train(args: Namespace, device: torch.device) -> None:
     averaged = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, weight(n)))
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     cosine = lambda t: min(1, (t + 1) / WARMUP) * (1 + math.cos(math.pi * t / args.steps)) / 2
-    schedule = LambdaLR(optimizer, cosine)
-    if args.lr_schedule == "plateau":
+    if args.lr_schedule == "cosine":
+        schedule = LambdaLR(optimizer, cosine)
+    else:
         schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
     state = State(steps=args.steps, hidden=None, best=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule, "state": state}
@@ -480,7 +486,7 @@ def train(args: Namespace, device: torch.device) -> None:
     stopped_early = lambda: 0 < args.early_stopping <= state["waited"]
     if run.finished():
         return
-    if stopped_early():
+    if stopped_early() and (run.folder / "results.json").exists():
         return print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
     if args.lr_schedule == "cosine" and state["steps"] != args.steps:
         print(f"the cosine was drawn for {state['steps']} steps and goes on as one for {args.steps}")
@@ -488,7 +494,7 @@ def train(args: Namespace, device: torch.device) -> None:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     forward = common.compiled(model, args.compile)
 
-    for step in run.steps():
+    for step in () if stopped_early() else run.steps():
         x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
         hidden = None if first else state["hidden"].to(device)
         with autocast:
@@ -504,7 +510,8 @@ def train(args: Namespace, device: torch.device) -> None:
             schedule.step()
 
         run.add("train", nats=loss)
-        if step % args.eval_every == 0 or step == args.steps:
+        measured = step % args.eval_every == 0 or step == args.steps
+        if measured:
             with autocast:
                 nats = evaluate(averaged.module, text.test)
             run.add("test", nats=nats)
@@ -515,7 +522,7 @@ def train(args: Namespace, device: torch.device) -> None:
                 state["best"] = copy.deepcopy(averaged.module.state_dict())
                 state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
                 numbers |= state["measured"]
-        if step % args.log_every == 0:
+        if measured or step % args.log_every == 0:
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
             written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
@@ -532,7 +539,7 @@ def train(args: Namespace, device: torch.device) -> None:
         "train_minutes": run.seconds / 60,
         "nats": nats,
         "bits": nats / math.log(2),
-        "best_step": numbers["step"],
+        "best_step": numbers.get("step", run.step),
     }
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
@@ -544,7 +551,7 @@ def build(numbers: dict) -> MultilayerGRU:
         model = MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         common.fail(error)
     return model
 
@@ -556,7 +563,10 @@ def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     if not start or set(start) - set(chars):
         strange = "".join(sorted(set(start) - set(chars)))
         common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}" if start else "--start is empty")
-    sys.stdout.reconfigure(encoding="utf-8")
+    if sys.stdout is None:
+        common.fail("standard output is closed")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         for k in range(args.n_samples):
             print("\n" * (k > 0) + start, end="")
@@ -566,22 +576,24 @@ def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
             print(flush=True)
     except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough; what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        common.fail(f"standard output: {error.strerror}")
 
 
-def score(path: str, model: MultilayerGRU, chars: str) -> None:
-    """--score: nats and bits per character of a text file."""
+def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
+    """--score: nats and bits per character of a text."""
     try:
-        text = read_text(path, ".")
+        text = read_text(args.score, args.data_dir)
     except (OSError, ValueError) as error:
-        common.fail(f"--score {path}: {error}")
+        common.fail(f"--score {args.score}: {error}")
     strange = sorted(set(text) - set(chars))
     text, n_removed = remove_chars(text, strange)
     if n_removed:
         print(f"not in the alphabet and left out: {n_removed:,} characters, {strange}", file=sys.stderr)
     if len(text) < 2:
-        common.fail(f"--score {path}: {len(text)} characters of the alphabet; at least two are needed")
+        common.fail(f"--score {args.score}: {len(text)} characters of the alphabet; at least two are needed")
     nats = evaluate(model, encode(text, char_maps(chars)[0]))
-    print(f"{path}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({len(text):,} characters)")
+    print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({len(text):,} characters)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -595,7 +607,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.generate:
         write(args, model, numbers["chars"])
     if args.score:
-        score(args.score, model, numbers["chars"])
+        score(args, model, numbers["chars"])
     if args.export:
         step = OneStep(model.cpu())
         common.export(

@@ -74,12 +74,14 @@ def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Argumen
 # Flags that a continued run may change: they say when things happen and what is shown, never what is learned.
 FREE = set("steps data data_dir out fresh device compile log_every save_every sample_every".split())
 FREE |= set("generate weights eval interpolate export n given".split())
-FREE |= set("eval_every early_stopping start n_chars n_samples temperature top_k top_p score".split())
+FREE |= set("early_stopping start n_chars n_samples temperature top_k top_p score".split())
 
 
 def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """p.parse_args, and in `given` the flags that really stand on the command line."""
     args = p.parse_args(argv)
+    if args.data == "":
+        p.error("--data is empty")
     blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse sets no default over an attribute
     args.given = {k: v for k, v in vars(p.parse_args(argv, blank)).items() if v is not None}
     return args
@@ -93,6 +95,8 @@ def setup(args: argparse.Namespace) -> torch.device:
     device = torch.device(found if args.device == "auto" else args.device)
     if device.type not in (found, "cpu"):
         fail(f"--device {device}: this machine, or this build of torch, has none; --device auto takes what there is")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop
     args.device = device.type
     if args.bf16 is None:
         args.bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -80,6 +80,8 @@ def find_weights(name: str, args: argparse.Namespace, write: bool = True) -> tup
                     folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 fail(f"{folder} cannot be made: {error.strerror}")
+            if write and not os.access(folder, os.W_OK):
+                fail(f"{folder} cannot be written to")
             return state, folder
     fail(
         f"no trained weights fit these flags: {path} has {', '.join(differ)}; train first, or name some with --weights"

@@ -548,14 +548,19 @@ def test_hot_softmax_and_likely_ones():
     close(char_rnn.keep_likely(p, top_k=2, top_p=0.6), [0, 0.4, 0, 0.3])
 
 
-def test_generate_from_model():
+def test_generate_from_model(monkeypatch):
     maps = char_rnn.char_maps("abcdefg")
-    model, _, _ = small_gru(torch.float32)
+    torch.manual_seed(0)
     model = char_rnn.MultilayerGRU(7, 5, 7, 2, 0.5).train()
     write = lambda T, seed=0: (torch.manual_seed(seed), char_rnn.generate_from_model(model, "fab", 40, maps, T))[1]
     assert len(write(1.0)) == 40 and write(1.0).startswith("fab") and model.training
     assert write(1.0) == write(1.0) != write(1.0, seed=1) and write(0.0) == write(0.0, seed=1)
-    assert all(p.grad is None for p in model.parameters())
+    step, graphs = char_rnn.gru_step, []
+    monkeypatch.setattr(char_rnn, "gru_step", lambda *a: (graphs.append(torch.is_grad_enabled()), step(*a))[1])
+    write(1.0)
+    assert graphs and not any(graphs)
+    with pytest.raises(ValueError, match="empty"):
+        char_rnn.generate_from_model(model, "", 5, maps, 1.0)
     x = torch.tensor([[maps[0][c] for c in write(0.0)]])
     assert torch.equal(model.eval()(x)[0].argmax(2)[0, 2:-1], x[0, 3:])  # T = 0 is argmax
 
@@ -793,21 +798,72 @@ def test_killed_and_continued_char_rnn_ends_with_the_same_weights():
     assert same(*(torch.load(f"{name}/last.pth", weights_only=True) for name in ("run", "whole")))
 
 
-def test_best_weights_early_stopping_and_a_longer_cosine(capsys):
+def test_the_hidden_state_is_carried_and_reset(monkeypatch):
+    Path("tale.txt").write_text(letters(410))  # nine batches are an epoch
+    forward, calls = char_rnn.MultilayerGRU.forward, []
+
+    def spy(model, x, hidden=None):
+        y, last = forward(model, x, hidden)
+        if model.training:
+            calls.append((hidden, last))
+        return y, last
+
+    monkeypatch.setattr(char_rnn.MultilayerGRU, "forward", spy)
+    char_rnn.main([*TALE, "--steps", "11", "--out", "run"])
+    given, returned = zip(*calls, strict=True)
+    assert [k for k, h in enumerate(given) if h is None] == [0, 9]
+    assert all(torch.equal(given[k], returned[k - 1]) and not given[k].requires_grad for k in range(1, 9))
+
+
+def test_averages_best_weights_plateaus_and_early_stopping(capsys):
     Path("tale.txt").write_text(letters(410))
-    argv = [*TALE, "--lr", "0.05", "--dropout", "0", "--lr-schedule", "plateau", "--early-stopping", "3"]
-    char_rnn.main([*argv, "--steps", "400", "--out", "run"])
+    argv = [*TALE, "--lr", "0.05", "--dropout", "0", "--lr-schedule", "plateau", "--log-every", "4", "--no-bf16"]
+    char_rnn.main([*argv, "--steps", "4", "--out", "short"])
+    rate = lambda last: last["optimizer"]["param_groups"][0]["lr"]
+    assert rate(torch.load("short/last.pth", weights_only=True)) == 0.05
+    argv += ["--early-stopping", "9", "--steps", "2000", "--out", "run"]
+    char_rnn.main(argv)
     assert "stopped early" in capsys.readouterr().out
     last, best = (torch.load(f"run/{name}.pth", weights_only=True) for name in ("last", "char_rnn"))
+    assert rate(last) < 0.05  # halved, and only on a plateau
+
+    averaged = {k.removeprefix("module."): v for k, v in last["averaged"].items() if k != "n_averaged"}
+    assert not same(averaged, last["model"]) and not same(averaged, best["state_dict"])
     measured = {row["step"]: row["nats"] for row in last["rows"] if row["split"] == "test"}
-    assert best["step"] == last["step"] - 12 and best["nats"] <= min(measured.values(), default=9)
+    assert best["step"] == min(measured, key=measured.get) == last["step"] - 36
+    model = char_rnn.build(best)
+    nats = char_rnn.evaluate(model, char_rnn.load_text("tale.txt", "data", 1, 0.1).test)
     results = json.loads(Path("run/results.json").read_text())
-    assert results["nats"] == pytest.approx(best["nats"], abs=0.01) and results["best_step"] == best["step"]
-    char_rnn.main([*argv, "--steps", "400", "--out", "run"])
+    assert nats == pytest.approx(min(measured.values()), abs=1e-5) == results["nats"]
+    assert results["best_step"] == best["step"] and max(measured.values()) > nats + 0.05  # the check can fail
+    assert list(Path("short/samples").glob("*4.txt"))[0].read_text()
+
+    char_rnn.main(argv)
     assert "was stopped early" in capsys.readouterr().out
+    Path("run/results.json").unlink()  # killed while it measured
+    char_rnn.main(argv)
+    assert json.loads(Path("run/results.json").read_text())["nats"] == results["nats"]
+
+
+def test_another_number_of_steps_is_another_cosine(capsys):
+    Path("tale.txt").write_text(letters(410))
     for steps in ("4", "8"):
-        char_rnn.main([*TALE, "--steps", steps, "--out", "cosine"])
+        char_rnn.main([*TALE, "--steps", steps, "--out", "run"])
     assert "the cosine was drawn for 4 steps" in capsys.readouterr().out
+    char_rnn.main([*TALE, "--steps", "2", "--out", "run"])  # nothing left to do
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_run_killed_before_its_first_measurement():
+    Path("tale.txt").write_text(letters(410))
+    argv = [*TALE, "--eval-every", "9999999", "--save-every", "1", "--out", "run"]
+    process = start("char_rnn.py", *argv, "--steps", "9999999")
+    while not Path("run/last.pth").exists():
+        assert process.poll() is None, process.stdout.read()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    char_rnn.main([*argv, "--steps", "1"])
+    assert json.loads(Path("run/results.json").read_text())["best_step"] > 0
 
 
 def test_generated_text_alone_is_on_standard_output(capsys):
@@ -820,6 +876,9 @@ def test_generated_text_alone_is_on_standard_output(capsys):
     process.stdout.read(10)
     process.stdout.close()  # as `| head` does
     assert b"Traceback" not in process.stderr.read()
+    for nowhere in (">&-", ">/dev/full"):
+        done = subprocess.run(["sh", "-c", f"{' '.join(command)} {nowhere}"], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and "error: standard output" in done.stderr and "Traceback" not in done.stderr
 
     Path("some.txt").write_text("To be, or not to be: that is the question. 5")
     char_rnn.main(["--score", "some.txt"])
@@ -840,8 +899,9 @@ def test_generated_text_alone_is_on_standard_output(capsys):
         (["--data", "short.txt", "--min-count", "99"], "0 characters, 0 of them distinct"),
         (["--data", "binary.txt"], "is a binary file"),
         (["--data", "latin1.txt"], "not UTF-8 text (byte 0xe9 at position 3)"),
-        (["--data", "nowhere.txt"], "No such file"),
-        (["--data", "folder"], "no .txt file"),
+        (["--data", "nowhere.txt"], "no such file"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "folder"], "there is no .txt file in it"),
         (["--data", "http://127.0.0.1:9/a.txt"], "failed"),
         (["--generate", "--start", "caf\u00e9"], "'\u00e9' is not in the alphabet"),
         (["--generate", "--start", ""], "--start is empty"),
@@ -850,7 +910,7 @@ def test_generated_text_alone_is_on_standard_output(capsys):
         (["--generate", "--top-k", "0"], "--top-k"),
         (["--generate", "--top-p", "0"], "--top-p"),
         (["--generate", "--top-p", "1.5"], "--top-p"),
-        (["--score", "nowhere.txt"], "No such file"),
+        (["--score", "nowhere.txt"], "no such file"),
         (["--score", "strange.txt"], "0 characters of the alphabet"),
         (["--dropout", "1"], "--dropout"),
         (["--clip", "0"], "--clip"),
