@@ -165,7 +165,7 @@ def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
     return {
         "a Linear per gate": row(CourseGRU),
         "nn.GRU": row(TorchGRU),
-        "char_rnn.py, float32": row(char_rnn.MultilayerGRU),
+        "char_rnn.py --no-bf16": row(char_rnn.MultilayerGRU),
         "char_rnn.py": row(char_rnn.MultilayerGRU, True),
         "char_rnn.py --compile": row(char_rnn.MultilayerGRU, True, True),
     }
