@@ -206,7 +206,7 @@ def main() -> None:
         print(json.dumps(figures | {"peak MB": peak}))
         return
     if args.quick:
-        args.steps, args.rounds = min(args.steps, 500), 1
+        args.steps, args.rounds = min(args.steps, 400), 1
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     for table, rows in TABLES.items():
