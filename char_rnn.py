@@ -207,11 +207,12 @@ def read_text(source: str, data_dir: str) -> str:
             download(url, files[0], sha1)
     else:
         path = Path(source)
-        files = (
-            [path] if path.is_file() else sorted(path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(source)))
-        )
+        if path.is_dir():
+            files, missing = sorted(path.rglob("*.txt")), "there is no .txt file in it"
+        else:  # a name first, a pattern if it is none
+            files, missing = [path] if path.is_file() else sorted(map(Path, glob.glob(source))), "there is no such file"
         if not files:
-            raise FileNotFoundError("there is no .txt file in it" if path.is_dir() else "there is no such file")
+            raise FileNotFoundError(missing)
     texts = []
     for file in files:
         data = file.read_bytes()
@@ -227,8 +228,7 @@ def read_text(source: str, data_dir: str) -> str:
 
 def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
     """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
-    note, asked = "", source is not None
-    source = source if asked else "tinyshakespeare"
+    asked, source, note = source, source or "tinyshakespeare", ""
     try:
         try:
             text = read_text(source, data_dir)

@@ -62,6 +62,15 @@ def start(*argv: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def start_and_save(*argv: str) -> subprocess.Popen:
+    """The same, once it has written run/last.pth."""
+    process = start(*argv)
+    while not Path("run/last.pth").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return process
+
+
 def picture(path: Path) -> np.ndarray:
     pixels = np.asarray(Image.open(path))
     assert pixels.std() > 1, f"{path} shows nothing"
@@ -668,10 +677,7 @@ def test_resume_is_exact(arch, monkeypatch):
 def test_sigterm_saves_and_kill_loses_nothing():
     """SIGTERM saves the step it was at; kill -9 at any moment leaves a folder that the same command continues."""
     argv = ["vae.py", *TINY, "--steps", "1000000", "--save-every", "1", "--log-every", "5", "--out", "run"]
-    process = start(*argv)
-    while not Path("run/last.pth").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+    process = start_and_save(*argv)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     step = torch.load("run/last.pth", weights_only=True)["step"]
@@ -785,10 +791,7 @@ def test_char_rnn_resumes_exactly(schedule, monkeypatch):
 def test_killed_and_continued_char_rnn_ends_with_the_same_weights():
     Path("tale.txt").write_text(letters(410))
     argv = [*TALE, "--steps", "60", "--save-every", "1"]
-    process = start("char_rnn.py", *argv, "--out", "run")
-    while not Path("run/last.pth").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+    process = start_and_save("char_rnn.py", *argv, "--out", "run")
     process.kill()
     process.wait()
     killed_at = torch.load("run/last.pth", weights_only=True)["step"]
@@ -857,9 +860,7 @@ def test_another_number_of_steps_is_another_cosine(capsys):
 def test_run_killed_before_its_first_measurement():
     Path("tale.txt").write_text(letters(410))
     argv = [*TALE, "--eval-every", "9999999", "--save-every", "1", "--out", "run"]
-    process = start("char_rnn.py", *argv, "--steps", "9999999")
-    while not Path("run/last.pth").exists():
-        assert process.poll() is None, process.stdout.read()
+    process = start_and_save("char_rnn.py", *argv, "--steps", "9999999")
     process.send_signal(signal.SIGINT)
     process.communicate()
     char_rnn.main([*argv, "--steps", "1"])
