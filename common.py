@@ -155,6 +155,11 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
     torchvision.utils.save_image(images.detach().float(), path, nrow=columns, padding=1)
 
 
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as save_grid's PNG has them: rounded to 0 ... 255."""
+    return (images * 255 + 0.5).clamp(0, 255).byte()
+
+
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The whole set on the GPU when it takes less than half of what is free there; else where it is."""
     fits = device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2

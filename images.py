@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -79,7 +80,7 @@ def _read(source: str, root: Path, size: int | None) -> ImageData:
         folder = _lfw(root) if source == "lfw" else _unpacked(source, root)
         images, labels = _read_folder(folder, root, size)
         return ImageData(folder.resolve().name, source, images[0], labels[0], images[1], labels[1])
-    images = [_resize(x, size or 32) for x in images]
+    images = [resize(x, size or 32) for x in images]
     return ImageData(source, source, images[0], labels[0].long(), images[1], labels[1].long())
 
 
@@ -117,7 +118,8 @@ def _split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[:-n], x[-n:]
 
 
-def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C, size, size): a black margin of up to 4 pixels, or else bilinear, antialiased."""
     margin = size - images.shape[-1]
     if 0 <= margin <= 4:  # MNIST to 32: a black margin, so that the digits keep their pixels
         return F.pad(images, (margin // 2, margin - margin // 2) * 2).contiguous()
@@ -174,7 +176,7 @@ def _read_folder(folder: Path, root: Path, size: int | None) -> tuple[list[torch
     """
     splits = [folder / "train", folder / "test"]
     splits = splits if all(split.is_dir() for split in splits) else [folder]
-    listed = [_image_files(split) for split in splits]
+    listed = [image_files(split) for split in splits]
     everything = [split / file for split, files in zip(splits, listed, strict=True) for file in files]
     mode, side = _colour_and_side(everything[:: len(everything) // 256 + 1])
     size = size or (32 if mode == "L" or side < 64 else 64)
@@ -195,7 +197,7 @@ def _class(file: str) -> str:
     return file.split(os.sep)[0] if os.sep in file else ""
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """Paths below `folder` of what is called an image, in seeded random order."""
     names = []
     for inside, folders, files in os.walk(folder):
@@ -218,12 +220,16 @@ def _decoded(folder: Path, files: list[str], root: Path, mode: str, size: int) -
             _decode_all(folder, files, mode, size, Path(part))
             os.rename(part, cache)
     broken = json.loads((cache / "broken.json").read_text())
-    if broken:
-        named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-        print(f"{len(broken)} of {len(files)} image files in {folder} cannot be read and are left out: {named}")
+    name_broken(broken, len(files), folder)
     lost = set(broken)
     good = [file for file in files if file not in lost]
     return torch.from_numpy(np.load(cache / "images.npy", mmap_mode="c"))[: len(good)], good
+
+
+def name_broken(broken: list[str], n: int, folder: Path) -> None:
+    if broken:
+        named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        print(f"{len(broken)} of {n} image files in {folder} cannot be read and are left out: {named}", file=sys.stderr)
 
 
 def _colour_and_side(files: list[Path]) -> tuple[str, int]:
@@ -262,9 +268,12 @@ def _decode(path: Path, mode: str, size: int) -> np.ndarray | None:
     try:
         with Image.open(path) as image:
             image.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
-            if image.mode.startswith("I;16"):
-                image = image.point(lambda v: v * (1 / 257))  # convert() alone would clip 16 bits at 255
-            image = ImageOps.exif_transpose(image).convert(mode)
+            image = convert(ImageOps.exif_transpose(image), mode)
             return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
     except Exception:  # damaged files raise anything, and none of them may end the run
         return None
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow's, but for 16 bits, which it clips at 255."""
+    return (image.point(lambda v: v * (1 / 257)) if image.mode.startswith("I;16") else image).convert(mode)

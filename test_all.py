@@ -174,13 +174,13 @@ def test_folder_of_odd_images(tmp_path, capsys, monkeypatch):
     (tmp_path / "set/cat/empty.png").touch()
 
     data = images.load_images(str(tmp_path / "set"), "mnist", "data", 16)
-    assert "2 of 14 image files" in (said := capsys.readouterr().out) and "broken.png" in said and "empty.png" in said
+    assert "2 of 14 image files" in (said := capsys.readouterr().err) and "broken.png" in said and "empty.png" in said
     assert data.train.shape == (11, 3, 16, 16) and data.test.shape == (1, 3, 16, 16) and data.train.dtype == torch.uint8
     assert sorted(torch.cat([data.train_labels, data.test_labels]).tolist()) == [0] * 6 + [1] * 6
 
     monkeypatch.setattr(images, "_decode", None)  # the second start decodes nothing
     again = images.load_images(str(tmp_path / "set"), "mnist", "data", 16)
-    assert torch.equal(again.train, data.train) and "2 of 14" in capsys.readouterr().out
+    assert torch.equal(again.train, data.train) and "2 of 14" in capsys.readouterr().err
 
 
 def test_crop_is_centred_and_channels_kept(tmp_path):

@@ -20,6 +20,7 @@ importance samples, the first 1,000 digits), in 5.3 minutes on two cores of an A
 
 import math
 from argparse import Namespace
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,7 @@ import run_folder
 
 ReLU = lambda: nn.ReLU(inplace=True)  # 5% of a step on a CPU
 WARMUP = 500  # steps in which the learning rate rises to --lr
+FD_SAMPLES = 10000  # images drawn for the Fréchet distance
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -241,6 +243,13 @@ def visible(model: VAE, x: Tensor) -> Tensor:
     return x if model.likelihood == "bernoulli" else (x + 1) / 2
 
 
+def draw(model: VAE, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples as uint8 (500, C, H, W) at a time: the same for the same seed."""
+    torch.manual_seed(seed)
+    for drawn in range(0, n, 500):
+        yield common.to_uint8(visible(model, model.sample(min(500, n - drawn))))
+
+
 @torch.no_grad()
 def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
     """Mean loss, rec and kl over uint8 images, in eval mode, with the same noise each time."""
@@ -338,8 +347,10 @@ def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
     figure.savefig(path)
 
 
-def look_inside(model: VAE, data: images.ImageData, folder: Path) -> dict[str, float]:
+def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespace) -> dict[str, object]:
     """End-of-run evaluation in float32: pictures into the folder, numbers back."""
+    import fid
+
     print("evaluating on held-out images ...", flush=True)
     model.eval()
     terms = evaluate(model, data.test, beta=1.0)
@@ -350,7 +361,8 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path) -> dict[str, f
     draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
-    return results
+    samples = torch.cat(list(draw(model, FD_SAMPLES, seed=0)))
+    return results | fid.report(samples, data, args.data_dir, torch.device(args.device), folder)
 
 
 class Reconstruction(nn.Module):
@@ -432,7 +444,7 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
-    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder)}
+    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
@@ -458,7 +470,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder))
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder, args))
     if args.export:
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
         common.export(Reconstruction(model.cpu()), (x,), folder / "VAE_model.pth")

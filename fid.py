@@ -1,0 +1,601 @@
+"""Fréchet Inception distance, and KID, between two sets of images.
+
+Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", arXiv
+1706.08500. Inception-v3 gives 2048 features per image, a Gaussian N(μ, Σ) is fitted to those of each set, and
+
+    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)                                                       (eq. 6)
+
+is their distance. With factors Σ = AᵀA the last trace is the sum of the singular values of A₁A₂ᵀ: real by
+construction, exact for singular covariances. A is Cholesky's factor or, for few images, the centred features.
+
+Differs from the paper: no matrix square root. The weights are its own (TensorFlow, 2015-12-05), in pytorch-fid's file.
+
+    python fid.py photos/ generated/               # folders of images, of any sizes and modes
+    python fid.py cifar10:train runs/vae-cifar10-technion-z10   # a data set and 10,000 samples of a run's generator
+    python fid.py mnist:test weights/vae.pth --features lenet    # digits: a classifier's features, called FD-LeNet
+    python fid.py photos/ --save-stats photos.npz  # mu and sigma, in pytorch-fid's format; later: fid.py photos.npz ...
+"""
+
+import argparse
+import copy
+import hashlib
+import http.client
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import inception as tv
+
+import common
+import images
+import run_folder
+
+NAME, SHA256 = "pt_inception-2015-12-05-6726825d.pth", "6726825d"  # of the file; the hash's first digits
+URLS = [
+    f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}",
+    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME.replace('pt_', 'weights-')}",  # the same
+]
+GENERATORS = {"vae.pth": "vae"}  # weights file -> script; each has build(numbers) and draw(model, n, seed)
+FEW = 2048  # images below which the distance is too biased to compare
+say = partial(print, file=sys.stderr, flush=True)  # standard output is for the result
+
+
+def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder or weights of a generator"
+    p.add_argument("real", metavar="REAL", help=what)
+    p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
+    add = p.add_argument
+    add("--features", choices=["inception", "lenet"], default="inception", help="lenet: a classifier of REAL's classes")
+    add("--weights", help="Inception weights (default: torch hub's cache, else the download)")
+    add("--n", type=common.number(int, 2), default=10000, help="samples that are drawn from a run's generator")
+    add("--seed", type=common.number(int, 0), default=0, help="seed of these samples")
+    add(
+        "--kid", action="store_true", help="also the kernel distance (KID), unbiased for few images; keeps all features"
+    )
+    add("--save-stats", metavar="FILE.npz", help="write mu and sigma of REAL")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--batch-size", type=common.number(int, 1), default=50, help="images at a time")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="where to compute")
+    add("--bf16", action="store_true", help="bfloat16 features: twice as fast, not comparable with others' figures")
+    add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
+    args = p.parse_args(argv)
+    if not (args.generated or args.save_stats):
+        p.error("name the generated images too, or a file with --save-stats")
+    return args
+
+
+class InceptionA(tv.InceptionA):
+    """torchvision's, with an average pool that does not count the padding."""
+
+    def _forward(self, x: Tensor) -> list[Tensor]:
+        branch1x1 = self.branch1x1(x)
+        branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
+        branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        branch_pool = self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+        return [branch1x1, branch5x5, branch3x3dbl, branch_pool]
+
+
+class InceptionC(tv.InceptionC):
+    """The same difference."""
+
+    def _forward(self, x: Tensor) -> list[Tensor]:
+        branch1x1 = self.branch1x1(x)
+        branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        branch7x7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(branch7x7dbl))
+        branch_pool = self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+        return [branch1x1, branch7x7, branch7x7dbl, branch_pool]
+
+
+class InceptionE(tv.InceptionE):
+    """The same difference; the network's last block has a max pool instead."""
+
+    def __init__(self, in_channels: int, max_pool: bool = False) -> None:
+        super().__init__(in_channels)
+        self.max_pool = max_pool
+
+    def _forward(self, x: Tensor) -> list[Tensor]:
+        branch1x1 = self.branch1x1(x)
+        h = self.branch3x3_1(x)
+        branch3x3 = torch.cat([self.branch3x3_2a(h), self.branch3x3_2b(h)], 1)
+        h = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        branch3x3dbl = torch.cat([self.branch3x3dbl_3a(h), self.branch3x3dbl_3b(h)], 1)
+        pooled = F.max_pool2d(x, 3, 1, 1) if self.max_pool else F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        return [branch1x1, branch3x3, branch3x3dbl, self.branch_pool(pooled)]
+
+
+class Inception(tv.Inception3):
+    """Inception-v3 as FID defines it: floats in [0, 1], (N, 3, H, W) of any size -> (N, 2048), the pool3 features."""
+
+    metric, features = "FID", "Inception-v3 pool3, 2048"
+    resized = "bilinear to 299, align_corners=False, no antialiasing"
+    mode, sha256 = "RGB", ""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=1008, aux_logits=False, init_weights=False)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = InceptionA(192, 32), InceptionA(256, 64), InceptionA(288, 64)
+        self.Mixed_6b, self.Mixed_6c = InceptionC(768, 128), InceptionC(768, 160)
+        self.Mixed_6d, self.Mixed_6e = InceptionC(768, 160), InceptionC(768, 192)
+        self.Mixed_7b, self.Mixed_7c = InceptionE(1280), InceptionE(2048, max_pool=True)
+
+    def resize(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 2 * self.resize(x) - 1  # (N, 3, 299, 299) in [-1, 1]
+        x = x.to(self.Conv2d_1a_3x3.conv.weight.dtype)
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (N, 64, 147, 147)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x)))  # (N, 192, 71, 71)
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self.maxpool2(x))))  # (N, 288, 35, 35)
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (N, 768, 17, 17)
+        x = self.Mixed_6e(self.Mixed_6d(x))
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
+        return x.float().mean((2, 3))
+
+
+def inception(weights: str | Path | None = None, download: bool = True) -> Inception:
+    """The network in eval mode, its parameters named as in pytorch-fid's file, the file's hash in `sha256`.
+
+    Args:
+        weights: a state dict of that layout, used whatever its hash. None: torch hub's cache, else the download, whose
+            hash must be right.
+    Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
+    """
+    path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
+    if not weights and not path.exists():
+        if not download:
+            raise FileNotFoundError(path)
+        _download(path)
+    net = Inception()
+    net.sha256 = _sha256(path)
+    if not net.sha256.startswith(SHA256):
+        if not weights:
+            raise ValueError(f"{path} is damaged: its sha256 begins {net.sha256[:8]}, not {SHA256}; delete it")
+        say(f"WARNING: {path} ({net.sha256[:8]}) is not {NAME}: no published FID compares")
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a foreign file can raise anything
+        raise ValueError(f"{path} does not hold the weights of FID's Inception-v3: {error}"[:300]) from None
+    return net.eval().requires_grad_(False)
+
+
+def _download(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for url in URLS:
+        say(f"fetching {url}")
+        try:
+            return torch.hub.download_url_to_file(url, path, SHA256, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash
+            reason = error
+    raise OSError(
+        f"the Inception weights are not in {path.parent} and their download failed ({reason}). Get {URLS[0]} where "
+        f"there is a network and put it there, or name the file with --weights. For digits, --features lenet needs none"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class LeNet(nn.Module):
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: floats in [0, 1], (N, C, H, W) -> (N, 84) features."""
+
+    metric, features = "FD-LeNet", "LeNet-5 last hidden layer, 84"
+    resized = "black margin to 32 where that is up to 4 pixels, else antialiased bilinear to 32"
+    sha256, accuracy = "", 0.0
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.mode = "L" if channels == 1 else "RGB"
+        self.body = nn.Sequential(
+            nn.Sequential(nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 6, 14, 14)
+            nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 16, 5, 5)
+            nn.Flatten(),
+            nn.Sequential(nn.Linear(400, 120), nn.ReLU()),
+            nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
+        )
+        self.classifier = nn.Linear(84, classes)
+
+    def resize(self, x: Tensor) -> Tensor:
+        return images.resize(x, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.resize(x))
+
+
+def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
+    """The classifier of these images: shipped in weights/, or trained once on data.train and kept under `data_dir`.
+
+    Other images get another one: its name carries a hash of them. Raises ValueError where nothing is labelled.
+    """
+    classes = int(data.train_labels.max()) + 1
+    if classes < 2:
+        raise ValueError(f"{data} has no classes, so no classifier can be trained on it")
+    some = images.resize(data.train[:: len(data.train) // 1000 + 1], 32)
+    key = hashlib.sha256(some.numpy().tobytes() + data.train_labels.numpy().tobytes()).hexdigest()[:8]
+    name = f"lenet-{data.name}-{key}.pth"
+    path = Path(__file__).parent / "weights" / name
+    path = path if path.exists() else Path(data_dir, "cache", name)
+    net = LeNet(data.train.shape[1], classes)
+    if not path.exists():
+        say(f"training a LeNet-5 on {data}, once, for {path}")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = _trained(LeNet(data.train.shape[1], classes).to(device), data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.save({"script": "fid", "state_dict": net.cpu().state_dict()}, path)
+    net.load_state_dict(run_folder.load(path, "fid", "state_dict")["state_dict"])
+    net.sha256 = _sha256(path)
+    net = net.to(device).eval().requires_grad_(False)
+    logits = torch.cat([net.classifier(x) for x in features(data.test, net)])
+    net.accuracy = (logits.argmax(1).cpu() == data.test_labels).float().mean().item()
+    say(f"classifier: {path}, accuracy {net.accuracy:.2%} on {len(data.test)} test images")
+    return net
+
+
+def _trained(net: LeNet, data: images.ImageData, epochs: int = 8, batch_size: int = 64) -> LeNet:
+    device, n = next(net.parameters()).device, len(data.train)
+    steps = epochs * n // batch_size
+    optimizer = torch.optim.Adam(net.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
+    for step in common.progress(range(1, steps + 1), "LeNet-5", steps):
+        i = common.batch_indices(n, batch_size, step, seed=0)
+        logits = net.classifier(net(data.train[i].to(device).float() / 255))
+        optimizer.zero_grad()
+        F.cross_entropy(logits, data.train_labels[i].to(device)).backward()
+        optimizer.step()
+        schedule.step()
+    return net
+
+
+def prepared(net: nn.Module, bf16: bool = False) -> nn.Module:
+    """A faster copy: BatchNorm folded into the convolutions, channels_last."""
+    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    for m in net.modules():
+        if isinstance(m, tv.BasicConv2d):
+            m.conv, m.bn = nn.utils.fuse_conv_bn_eval(m.conv, m.bn), nn.Identity()
+    return net.bfloat16() if bf16 else net
+
+
+def _scaled(x: Tensor | list[Tensor], net: nn.Module) -> Tensor:
+    """A uint8 batch, or a list of images of several sizes, as floats in [0, 1] on the network's device."""
+    if isinstance(x, list):
+        return torch.cat([net.resize(_scaled(one[None], net)) for one in x])
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), not {x.dtype} of shape {tuple(x.shape)}")
+    channels = len(net.mode)
+    if x.shape[1] not in (1, channels):
+        raise ValueError(f"{net.metric} takes images of {channels} channels here, not of {x.shape[1]}")
+    x = x.to(next(net.parameters()).device).float() / 255
+    return x.expand(-1, channels, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50, bf16: bool = False) -> Iterator[Tensor]:
+    """Features (n, D) of batch after batch, float32, on the network's device.
+
+    Args:
+        pictures: uint8 (N, C, H, W); or an iterator of such batches or of lists of (C, H, W), sizes free.
+        net: inception(...) or lenet(...).
+    """
+    fast = prepared(net, bf16)
+    for x in [pictures] if isinstance(pictures, Tensor) else pictures:
+        for part in [x] if isinstance(x, list) else x.split(batch_size):
+            part = _scaled(part, net)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
+                h = fast(part)
+                if bf16:
+                    exact, bf16 = net(part), False
+                    error = ((h - exact).norm() / exact.norm()).item()
+                    say(f"bfloat16 features, {error:.1%} off float32's in the first batch")
+            yield h
+
+
+class Statistics(NamedTuple):
+    """The Gaussian of a set of images, in float64 on the CPU."""
+
+    mu: Tensor  # (D,)
+    factor: Tensor  # (K, D): its Gram matrix, factorᵀ factor, is Σ
+    n: int | None  # images; None where a file does not say
+    features: Tensor | None = None  # (N, D) float32, where they are kept
+
+
+def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
+    """Mean and covariance of features (n, D), streamed: less than D of them, or a D x D sum, are in memory.
+
+    keep: the features too, in memory that does grow with their number.
+    """
+    n, total, outer, waiting, kept = 0, 0, 0, [], []
+    for h in batches:
+        kept += [h.float().cpu()] if keep else []
+        h = (h.cpu() if h.device.type == "mps" else h).double()  # MPS has no float64
+        if not h.isfinite().all():
+            raise ValueError("there are features that are not finite: are these the right weights?")
+        n += len(h)
+        waiting.append(h)
+        if sum(map(len, waiting)) >= h.shape[1]:
+            h, waiting = torch.cat(waiting), []
+            total, outer = total + h.sum(0), outer + h.T @ h
+    if n < 2:
+        raise ValueError(f"a covariance needs at least two images; there are {n}")
+    few = isinstance(total, int)  # less than D features: they are the factor themselves
+    if waiting:
+        h = torch.cat(waiting)
+        total, outer = total + h.sum(0), h if few else outer + h.T @ h
+    mu = total / n
+    a = (outer - mu) / (n - 1) ** 0.5 if few else factor((outer - n * mu.outer(mu)) / (n - 1))
+    return Statistics(mu.cpu(), a.cpu(), n, torch.cat(kept) if keep else None)
+
+
+def activation_statistics(
+    pictures: Tensor | Iterable, net: nn.Module | None = None, batch_size: int = 50, bf16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of images' features, float64. Arguments as of features(); net: inception()."""
+    s = statistics(features(pictures, net or inception(), batch_size, bf16))
+    return s.mu, s.factor.T @ s.factor
+
+
+def factor(sigma: Tensor) -> Tensor:
+    """A (K, D) with AᵀA = Σ: Cholesky's, or, where Σ is singular, its eigenvectors of eigenvalues that are not zero."""
+    L, singular = torch.linalg.cholesky_ex(sigma)
+    if not singular:
+        return L.T
+    eigenvalues, V = torch.linalg.eigh(sigma)
+    largest = eigenvalues.abs().max()
+    if eigenvalues.min() < -1e-3 * largest:
+        raise ValueError(f"this is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
+    keep = eigenvalues > largest * len(sigma) * torch.finfo(sigma.dtype).eps
+    return (V[:, keep] * eigenvalues[keep].sqrt()).T
+
+
+def gaussian(mu, sigma) -> tuple[Tensor, Tensor]:
+    """(μ, A) in float64 of a mean (D,) and a covariance (D, D), arrays or tensors, once they are known to be that."""
+    mu, sigma = torch.as_tensor(mu).double().cpu(), torch.as_tensor(sigma).double().cpu()
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"a mean (D,) and a covariance (D, D) are needed, not {tuple(mu.shape)}, {tuple(sigma.shape)}")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise ValueError("the mean or the covariance holds values that are not finite")
+    return mu, factor((sigma + sigma.T) / 2)
+
+
+def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
+    """d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of N(μ₁, Σ₁) and N(μ₂, Σ₂): means (D,), covariances (D, D).
+
+    Arrays or tensors. Raises ValueError for shapes that do not match, values that are not finite, no covariance.
+    """
+    return distance(*gaussian(mu1, sigma1), *gaussian(mu2, sigma2))
+
+
+def distance(mu1: Tensor, a1: Tensor, mu2: Tensor, a2: Tensor) -> float:
+    """The same from factors, Σ = AᵀA, of any number of rows.
+
+    Σ₁Σ₂ has the eigenvalues, but for zeros, of A₁Σ₂A₁ᵀ = MMᵀ with M = A₁A₂ᵀ: their roots are the singular values of M.
+    """
+    if mu1.shape != mu2.shape:
+        raise ValueError(f"these are different features: {len(mu1)} and {len(mu2)} of them")
+    trace = (a1**2).sum() + (a2**2).sum() - 2 * torch.linalg.svdvals(a1 @ a2.T).sum()
+    return max(0.0, (((mu1 - mu2) ** 2).sum() + trace).item())
+
+
+def kid(features1: Tensor, features2: Tensor) -> float:
+    """Squared MMD of two sets of features, (N, D) and (M, D), under k(x, y) = (xᵀy / D + 1)³: unbiased, also below 0.
+
+    Bińkowski et al. 2018, arXiv 1801.01401. All pairs, where the paper and others average over random subsets.
+    """
+    x, y = torch.as_tensor(features1).double(), torch.as_tensor(features2).double()
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(f"features must be (N, D) and (M, D), N and M at least 2: {tuple(x.shape)}, {tuple(y.shape)}")
+    total = lambda a, b: sum(((rows @ b.T / b.shape[1] + 1) ** 3).sum().item() for rows in a.split(1000))
+    self_similar = lambda a: ((a**2).sum(1) / a.shape[1] + 1).pow(3).sum().item()
+    within = lambda a: (total(a, a) - self_similar(a)) / (len(a) * (len(a) - 1))
+    return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
+
+
+def classes(h: Tensor, net: LeNet) -> dict[str, object]:
+    """What the classifier sees in features (N, 84): a mode collapse shows as a low entropy, mush as low confidence."""
+    p = torch.softmax(net.classifier(h.to(next(net.parameters()).device)), 1)  # (N, K)
+    counts = p.argmax(1).bincount(minlength=p.shape[1]).cpu()
+    return {
+        "class_histogram": counts.tolist(),
+        "class_entropy": torch.special.entr(counts / len(p)).sum().item(),  # nats
+        "confident": (p.max(1).values > 0.9).float().mean().item(),
+    }
+
+
+class Source(NamedTuple):
+    """One of the two sets of images."""
+
+    name: str
+    pictures: Callable[[str], Tensor | Iterable] | None  # by mode, "L" or "RGB"
+    size: int | None = None  # side of the images, where they all have one
+    split: str | None = None
+    seed: int | None = None  # of samples
+    known: Statistics | None = None  # from an .npz
+    about: dict | None = None  # what our own .npz says of itself
+
+
+def find(text: str, args: argparse.Namespace, device: torch.device, size: int | None) -> Source:
+    """The images that an argument means; a data set is read at `size`, where that is given."""
+    path, (name, _, split) = Path(text), text.rpartition(":")
+    if path.suffix == ".npz":
+        return read_stats(path)
+    if name and split in ("train", "test"):
+        data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
+        x = data.train if split == "train" else data.test
+        return Source(text, lambda _: x, x.shape[-1], split)
+    for weights, script in GENERATORS.items():
+        file = path if path.name == weights else path / weights
+        if file.is_file():
+            state, module = run_folder.load(file, script, "trained_on"), importlib.import_module(script)
+            samples = module.draw(module.build(state).to(device).eval(), args.n, args.seed)
+            return Source(str(file), lambda _, samples=samples: samples, state["image_size"], seed=args.seed)
+    if path.is_dir():
+        return Source(text, lambda mode: folder_images(path, mode, args.batch_size), _side(path))
+    if path.exists():
+        raise ValueError(f"{text} is neither a folder of images nor an .npz of statistics")
+    raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")
+
+
+def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[Tensor | list[Tensor]]:
+    """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
+
+    As pytorch-fid reads them: whole, and not turned by EXIF.
+    """
+    files, broken = images.image_files(folder), []
+    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
+    with ThreadPool() as pool:
+        decode = lambda chunk: pool.map_async(lambda file: _read(folder / file, mode), chunk)
+        following = decode(chunks[0])
+        for i, chunk in enumerate(common.progress(chunks, str(folder), len(chunks))):
+            pixels, following = following.get(), decode(chunks[i + 1]) if i + 1 < len(chunks) else None
+            broken += [file for file, x in zip(chunk, pixels, strict=True) if x is None]
+            if good := [x for x in pixels if x is not None]:
+                yield torch.stack(good) if len({x.shape for x in good}) == 1 else good
+    images.name_broken(broken, len(files), folder)
+
+
+def _read(path: Path, mode: str) -> Tensor | None:
+    """(C, H, W), or None if the file is broken."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(images.convert(image, mode))
+            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    except Exception:  # damaged files raise anything
+        return None
+
+
+def _side(folder: Path) -> int | None:
+    """Side of a folder's first image, when it is one of the small squares that generators make."""
+    try:
+        with Image.open(folder / images.image_files(folder)[0]) as image:
+            return image.width if image.width == image.height <= 64 else None
+    except Exception:  # broken: named when all are read
+        return None
+
+
+def read_stats(path: Path) -> Source:
+    """mu and sigma of an .npz, pytorch-fid's or ours."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mu, a = gaussian(file["mu"], file["sigma"])
+            about = json.loads(str(file["about"])) if "about" in file else None
+    except Exception as error:  # a damaged or foreign file can raise anything
+        raise ValueError(f"{path} does not hold the statistics mu and sigma: {error}") from None
+    return Source(str(path), None, known=Statistics(mu, a, about and about["n_real"]), about=about)
+
+
+def write_stats(path: Path, s: Statistics, about: dict) -> None:
+    """For pytorch-fid too; `about` tells ours which network made them."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez(file, mu=s.mu.numpy(), sigma=(s.factor.T @ s.factor).numpy(), about=json.dumps(about))
+    part.rename(path)
+    say(f"statistics of {about['real']} ({s.n} images) written to {path}")
+
+
+def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """The result of the command, as --json prints it."""
+    out = Path(args.save_stats) if args.save_stats else None
+    if out and (out.suffix != ".npz" or out.exists()):
+        raise ValueError(f"--save-stats {out}: {'it exists' if out.exists() else 'the name must end in .npz'}")
+    if args.features == "lenet" and (args.bf16 or args.weights):
+        raise ValueError("--bf16 and --weights are for Inception features, not for --features lenet")
+
+    data_set, sources, size = re.compile("(.+):(train|test)").fullmatch, {}, None
+    for text in sorted({args.real, args.generated or args.real}, key=lambda text: bool(data_set(text))):
+        sources[text] = find(text, args, device, size)  # data sets last, at the size of what they are compared with
+        size = size or (None if data_set(text) else sources[text].size)
+        if args.kid and sources[text].known:
+            raise ValueError(f"--kid needs images; {text} holds statistics")
+
+    net = None
+    if args.features == "lenet":
+        if not (real := data_set(args.real)):
+            raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
+        net = lenet(images.load_images(real[1], "", args.data_dir, sources[args.real].size), args.data_dir, device)
+    elif not all(source.known for source in sources.values()):
+        net = inception(args.weights).to(device)
+    hashes = {source.about["weights_sha256"] for source in sources.values() if source.about}
+    hashes |= {net.sha256} if net else set()
+    if len(hashes) > 1:
+        raise ValueError(f"networks of different weights made these statistics: {' and '.join(hashes)}")
+
+    kind = net or Inception
+    result = {"metric": kind.metric, "value": None, "features": kind.features, "resize": kind.resized}
+    result |= {"dtype": "bfloat16" if args.bf16 else "float32", "weights_sha256": "".join(hashes) or None}
+    both, keep = [], args.kid or args.features == "lenet"
+    for role, text in (("real", args.real), ("generated", args.generated))[: 1 + bool(args.generated)]:
+        source = sources[text]
+        s = source.known or statistics(features(source.pictures(net.mode), net, args.batch_size, args.bf16), keep)
+        result |= {role: source.name, f"n_{role}": s.n, f"split_{role}": source.split, f"size_{role}": source.size}
+        result |= {"seed": source.seed} if source.seed is not None else {}
+        if s.n and s.n < FEW:
+            hint = "" if args.kid else "; --kid adds a measure without bias"
+            say(f"WARNING: {text}: {s.n} images; with less than {FEW:,} the distance is biased upwards{hint}")
+        if out and role == "real":
+            write_stats(out, s, result)
+        both.append(s)
+    if args.generated:
+        result["value"] = distance(both[0].mu, both[0].factor, both[1].mu, both[1].factor)
+        result |= {"kid": kid(both[0].features, both[1].features)} if args.kid else {}
+        result |= classes(both[1].features, net) if args.features == "lenet" else {}
+    return result
+
+
+def report(
+    samples: Tensor, data: images.ImageData, data_dir: str, device: torch.device, run: Path
+) -> dict[str, object]:
+    """What a training script says of its samples, uint8 (N, C, H, W), against data.test.
+
+    FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
+    and the device is no CPU, which would take minutes; else a line says how to get it.
+    """
+    results, nets = {}, []
+    try:
+        nets += [lenet(data, data_dir, device)]
+        nets += [inception(download=False).to(device)] if device.type != "cpu" else []
+    except (OSError, ValueError) as error:
+        say(error)
+    for net in nets:
+        real, fake = (statistics(features(x, net), keep=net.metric != "FID") for x in (data.test, samples))
+        key = net.metric.lower().replace("-", "_")
+        results |= {key: distance(real.mu, real.factor, fake.mu, fake.factor), f"{key}_weights": net.sha256}
+        results |= classes(fake.features, net) if fake.features is not None else {}
+    if "fid" not in results:
+        print(f"FID is measured by: python fid.py {data.source}:test {run}")
+    return results | {"fd_real": len(data.test), "fd_samples": len(samples)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    try:
+        result = compare(args, device)
+    except torch.OutOfMemoryError:
+        common.fail(f"not enough memory on {device}: try a smaller --batch-size")
+    except (ValueError, OSError, images.DataError) as error:
+        common.fail(error)
+    if args.json:
+        print(json.dumps(result))
+    elif args.generated:
+        print(f"{result['metric']}: {result['value']:.6g}")
+        print(*(f"  {k}: {v}" for k, v in result.items() if k not in ("metric", "value")), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
