@@ -6,6 +6,7 @@ to the first. Timings drift from run to run: only the ratios of one run count.
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from torchvision import transforms
 
 import char_rnn
 import common
+import fid
 import images
 import vae
 
@@ -72,6 +75,7 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
     """vae.py as it stands, with its logging and sampling; the evaluation at the end is not timed."""
     vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
+    fid.report = lambda *_: {}
     clock, indices = {}, common.batch_indices
 
     def noting_the_time(n: int, size: int, step: int, seed: int) -> torch.Tensor:
@@ -171,6 +175,54 @@ def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
     }
 
 
+def feature_extraction(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, float]:
+    """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
+    pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: args.steps]
+    common.setup(Namespace(device="cpu", bf16=bf16, seed=args.seed)) if ours else torch.manual_seed(args.seed)
+    weights = fid.Inception().state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        for i, x in enumerate(pixels):
+            Image.fromarray(x[0].numpy()).save(f"{folder}/{i}.png")
+        if ours:
+            torch.save(weights, f"{folder}/weights.pth")
+            net = fid.inception(f"{folder}/weights.pth")
+            began = time.perf_counter()
+            fid.activation_statistics(fid.folder_images(Path(folder), "RGB", 50), net, 50, bf16)
+        else:
+            from pytorch_fid import fid_score, inception
+
+            inception.load_state_dict_from_url = lambda *_, **__: weights
+            net, files = inception.InceptionV3(), sorted(Path(folder).glob("*.png"))
+            began = time.perf_counter()
+            fid_score.calculate_activation_statistics(files, net, num_workers=os.cpu_count())
+        return {"images/s": len(pixels) / (time.perf_counter() - began)}
+
+
+def trace_of_the_root(args: Namespace, n: int, ours: bool) -> dict[str, float]:
+    """The distance of two Gaussians of 2048 features: from covariances, or, in ours with few images, from features."""
+    mixing = torch.randn(2048, 2048, dtype=torch.float64, generator=torch.Generator().manual_seed(args.seed)) / 45
+    scales = torch.logspace(0, -4, 2048, dtype=torch.float64)  # eigenvalues that fall, as those of real features do
+    sets = [(torch.randn(n, 2048, dtype=torch.float64) * scales) @ mixing for _ in range(2)]
+    given = [(fid.statistics([x])) for x in sets]
+    mu, sigma = [s.mu for s in given], [s.factor.T @ s.factor for s in given]
+    began = time.perf_counter()
+    if not ours:
+        from scipy.linalg import sqrtm
+
+        root = sqrtm((sigma[0] @ sigma[1]).numpy()).trace().real
+        value = ((mu[0] - mu[1]) ** 2).sum() + sigma[0].trace() + sigma[1].trace() - 2 * root
+    elif n < 2048:
+        value = fid.distance(mu[0], given[0].factor, mu[1], given[1].factor)
+    else:
+        value = fid.frechet_distance(mu[0], sigma[0], mu[1], sigma[1])
+    return {"per minute": 60 / (time.perf_counter() - began), "distance": float(value)}
+
+
+def distance_rows(n: int) -> dict:
+    row = lambda ours: lambda args: trace_of_the_root(args, n, ours)
+    return {"scipy.linalg.sqrtm": row(False), "fid.py": row(True)}
+
+
 TABLES = {
     "vae.py, MNIST at 32 pixels, 10 latents, batch 64": {
         "textbook loop": textbook_vae,
@@ -182,6 +234,13 @@ TABLES = {
     "GRU training, 2 layers of 256, batch 64, sequences of 64": gru_rows(256, 2, 64),
     "GRU training, 3 layers of 512, batch 128, sequences of 64": gru_rows(512, 3, 128),
     "GRU generation, 2 layers of 256, batch 1": {"nn.GRU": torch_gru_generation, "char_rnn.py": our_generation},
+    "Inception features and their covariance, float32": {
+        "pytorch-fid": lambda args: feature_extraction(args, False),
+        "fid.py": lambda args: feature_extraction(args, True),
+        "fid.py --bf16": lambda args: feature_extraction(args, True, True),
+    },
+    "Fréchet distance, 10,000 images": distance_rows(10000),
+    "Fréchet distance, 1,000 images": distance_rows(1000),
 }
 
 

@@ -25,7 +25,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +47,7 @@ URLS = [
 ]
 GENERATORS = {"vae.pth": "vae"}  # weights file -> script; each has build(numbers) and draw(model, n, seed)
 FEW = 2048  # images below which the distance is too biased to compare
-say = partial(print, file=sys.stderr, flush=True)  # standard output is for the result
+say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output is for the result
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -154,9 +153,7 @@ def inception(weights: str | Path | None = None, download: bool = True) -> Incep
     Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
     """
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
-    if not weights and not path.exists():
-        if not download:
-            raise FileNotFoundError(path)
+    if not weights and download and not path.exists():
         _download(path)
     net = Inception()
     net.sha256 = _sha256(path)
@@ -248,7 +245,7 @@ def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
 
 def _trained(net: LeNet, data: images.ImageData, epochs: int = 8, batch_size: int = 64) -> LeNet:
     device, n = next(net.parameters()).device, len(data.train)
-    steps = epochs * n // batch_size
+    steps = max(200, epochs * n // batch_size)
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
     for step in common.progress(range(1, steps + 1), "LeNet-5", steps):
@@ -278,7 +275,7 @@ def _scaled(x: Tensor | list[Tensor], net: nn.Module) -> Tensor:
         raise ValueError(f"images must be uint8 of shape (N, C, H, W), not {x.dtype} of shape {tuple(x.shape)}")
     channels = len(net.mode)
     if x.shape[1] not in (1, channels):
-        raise ValueError(f"{net.metric} takes images of {channels} channels here, not of {x.shape[1]}")
+        raise ValueError(f"{net.metric} takes images of {channels} channel(s) here, not of {x.shape[1]}")
     x = x.to(next(net.parameters()).device).float() / 255
     return x.expand(-1, channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
@@ -314,7 +311,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
-    """Mean and covariance of features (n, D), streamed: less than D of them, or a D x D sum, are in memory.
+    """Mean and covariance of features (n, D), streamed: up to D of them, and a D x D sum, are in memory.
 
     keep: the features too, in memory that does grow with their number.
     """
@@ -326,12 +323,12 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
             raise ValueError("there are features that are not finite: are these the right weights?")
         n += len(h)
         waiting.append(h)
-        if sum(map(len, waiting)) >= h.shape[1]:
+        if sum(map(len, waiting)) > h.shape[1]:
             h, waiting = torch.cat(waiting), []
             total, outer = total + h.sum(0), outer + h.T @ h
     if n < 2:
         raise ValueError(f"a covariance needs at least two images; there are {n}")
-    few = isinstance(total, int)  # less than D features: they are the factor themselves
+    few = n <= h.shape[1]  # then the centred features are a factor, with no D x D matrix at all
     if waiting:
         h = torch.cat(waiting)
         total, outer = total + h.sum(0), h if few else outer + h.T @ h
@@ -412,6 +409,7 @@ def classes(h: Tensor, net: LeNet) -> dict[str, object]:
         "class_histogram": counts.tolist(),
         "class_entropy": torch.special.entr(counts / len(p)).sum().item(),  # nats
         "confident": (p.max(1).values > 0.9).float().mean().item(),
+        "classifier_accuracy": net.accuracy,
     }
 
 
@@ -565,13 +563,14 @@ def report(
     FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
     and the device is no CPU, which would take minutes; else a line says how to get it.
     """
-    results, nets = {}, []
-    try:
-        nets += [lenet(data, data_dir, device)]
-        nets += [inception(download=False).to(device)] if device.type != "cpu" else []
-    except (OSError, ValueError) as error:
-        say(error)
-    for net in nets:
+    results, nets = {}, [lambda: lenet(data, data_dir, device)]
+    nets += [lambda: inception(download=False).to(device)] if device.type != "cpu" else []
+    for make in nets:
+        try:
+            net = make()
+        except (OSError, ValueError) as error:
+            say(f"left out: {error}")
+            continue
         real, fake = (statistics(features(x, net), keep=net.metric != "FID") for x in (data.test, samples))
         key = net.metric.lower().replace("-", "_")
         results |= {key: distance(real.mu, real.factor, fake.mu, fake.factor), f"{key}_weights": net.sha256}

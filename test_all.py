@@ -29,6 +29,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 
 import char_rnn
 import common
+import fid
 import images
 import run_folder
 import vae
@@ -37,7 +38,8 @@ torch.set_num_threads(1)  # on networks this small, threads only wait for each o
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
-SCRIPTS = [vae, char_rnn]
+SCRIPTS = [vae, char_rnn, fid]
+NEEDED = {fid: ["real", "generated"]}  # arguments without which a script does nothing
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_import_has_no_side_effect(tmp_path):
 
 
 def test_extras_are_imported_where_they_are_used():
-    extras = {"tensorboard", "matplotlib", "sklearn", "tqdm", "pytest", "scipy"}
+    extras = {"tensorboard", "matplotlib", "sklearn", "tqdm", "pytest", "scipy", "pytorch_fid", "torch_fidelity"}
     for path in HERE.glob("*.py"):
         for node in ast.parse(path.read_text()).body if path.name != "test_all.py" else ():
             modules = (
@@ -104,7 +106,7 @@ def test_extras_are_imported_where_they_are_used():
 def test_every_flag_is_read(script):
     plumbing = "".join(Path(m.__file__).read_text() for m in (common, images, run_folder))
     source = Path(script.__file__).read_text() + plumbing
-    for flag in vars(script.get_args([])):
+    for flag in vars(script.get_args(NEEDED.get(script, []))):
         assert re.search(rf"args\.{flag}\b", source) or flag == "given", f"nothing reads --{flag.replace('_', '-')}"
 
 
@@ -113,7 +115,7 @@ def test_help(script, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main(["--help"])
     shown = capsys.readouterr().out
-    assert script.__doc__.splitlines()[0] in shown and "None" not in shown and "--steps" in shown
+    assert script.__doc__.splitlines()[0] in shown and "None" not in shown and "--seed" in shown
 
 
 # ---------------------------------------------------------------------------------------------------- common plumbing
@@ -930,6 +932,342 @@ def test_bad_text_input_gets_one_line(argv, says, tmp_path, capsys):
         (tmp_path / f"{name}.txt").write_bytes(content)
     (tmp_path / "folder").mkdir()
     assert says in error_line(capsys, char_rnn.main, argv)
+
+
+# -------------------------------------------------------------------------------------------------------------- fid.py
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Path:
+    """Weights in the layout of FID's file: random, BatchNorm's statistics measured, so that features vary."""
+    torch.manual_seed(0)
+    net = fid.Inception()
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight)
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, 0, 0.3)
+    with torch.no_grad():
+        net.train()(batch(3, n=4))
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def photos(n: int, size=32) -> torch.Tensor:
+    """uint8 images (n, 3, size, size): CIFAR-10's where data/ has them, else smooth noise."""
+    files = sorted((HERE / "data/cifar10-jpeg/test").glob("*/*"))[::97][:n]
+    if len(files) == n:
+        return images.resize(torch.stack([fid._read(f, "RGB") for f in files]), size)
+    noise = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    return common.to_uint8(images.resize(noise, size).clamp(0, 1))
+
+
+def as_files(pixels: torch.Tensor, folder: str) -> str:
+    Path(folder).mkdir(parents=True)
+    for i, x in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(x.squeeze()).save(f"{folder}/{i:05d}.png")
+    return folder
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_inception_is_pytorch_fids(inception_file, monkeypatch):
+    theirs = pytest.importorskip("pytorch_fid.inception")
+    weights = torch.load(inception_file, weights_only=True)
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: weights)
+    x, ours = photos(64 if LONG else 8), fid.inception(inception_file)
+    with torch.no_grad():
+        reference = theirs.InceptionV3().eval()(x / 255)[0].flatten(1)
+        assert reference.shape == (len(x), 2048) and reference.std(0).median() > 0.01
+        assert apart(ours(x / 255), reference) < 1e-6
+        assert apart(torch.cat(list(fid.features(x, ours, 5))), reference) < 1e-4  # BatchNorm folded, channels_last
+    assert ours.state_dict().keys() == weights.keys() and not ours.training
+    assert ours.sha256 == hashlib.sha256(inception_file.read_bytes()).hexdigest()
+
+
+def test_inception_is_torch_fidelitys(inception_file):
+    """On images of 299 x 299, because it resizes as TensorFlow 1 does; it scales by 128, so that 256 means our 1."""
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    x = photos(4, 299)
+    with torch.no_grad():
+        reference = theirs("", ["2048"], feature_extractor_weights_path=inception_file)(x)[0]
+        assert apart(fid.inception(inception_file)(x / 256), reference) < 1e-6
+
+
+def spd(d: int, seed: int, rank: int | None = None) -> torch.Tensor:
+    a = torch.randn(rank or 2 * d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return a.T @ a / len(a)
+
+
+def test_frechet_distance_in_closed_form():
+    mu1, mu2, s1, s2 = torch.randn(4, 7, dtype=torch.float64).abs()
+    exact = ((mu1 - mu2) ** 2).sum() + ((s1.sqrt() - s2.sqrt()) ** 2).sum()  # diagonal covariances
+    assert fid.frechet_distance(mu1, s1.diag(), mu2, s2.diag()) == pytest.approx(exact.item(), rel=1e-9)
+    cov = spd(7, 0)
+    exact = ((mu1 - mu2) ** 2).sum().item()  # equal covariances
+    assert fid.frechet_distance(mu1.numpy(), cov.numpy(), mu2.numpy(), cov.numpy()) == pytest.approx(exact, rel=1e-9)
+    assert fid.frechet_distance(mu1, cov, mu1, cov) <= 1e-9
+    zero = torch.zeros(7, 7)
+    assert fid.frechet_distance(mu1, zero, mu2, cov) == pytest.approx(exact + cov.trace().item(), rel=1e-9)
+
+
+def test_frechet_distance_of_random_pairs_is_scipys():
+    linalg, seen = pytest.importorskip("scipy.linalg"), 0
+    for seed in range(200):
+        d = 2 + seed % 23
+        mu1, mu2 = torch.randn(2, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        sigma1, sigma2 = spd(d, 2 * seed), spd(d, 2 * seed + 1)
+        root = linalg.sqrtm((sigma1 @ sigma2).numpy())
+        exact = ((mu1 - mu2) ** 2).sum() + sigma1.trace() + sigma2.trace() - 2 * np.trace(root).real
+        ours = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
+        assert isinstance(ours, float) and ours == pytest.approx(exact.item(), rel=1e-6)
+        assert ours == pytest.approx(fid.frechet_distance(mu2, sigma2, mu1, sigma1), rel=1e-9)
+        seen += 1
+    assert seen == 200
+
+
+def test_frechet_distance_of_singular_covariances():
+    """100 images of 2048 features: from the covariances (by eigenvectors) as from the features themselves."""
+    x, y = torch.randn(2, 100, 2048, generator=torch.Generator().manual_seed(0)).relu()
+    a, b = (fid.statistics(h.split(30)) for h in (x, y))
+    sigma = [np.cov(h.double().numpy(), rowvar=False) for h in (x, y)]
+    value = fid.distance(a.mu, a.factor, b.mu, b.factor)
+    assert a.factor.shape == (100, 2048) and 0 < value < math.inf
+    assert fid.frechet_distance(a.mu, sigma[0], b.mu, sigma[1]) == pytest.approx(value, rel=1e-6)
+    assert fid.frechet_distance(a.mu, sigma[0], a.mu, sigma[0]) <= 1e-6
+    assert fid.distance(a.mu, a.factor, a.mu, a.factor) <= 1e-6
+
+
+def test_frechet_distance_refuses_what_is_none():
+    mu, sigma, nan = torch.zeros(3), torch.eye(3), torch.full((3, 3), math.nan)
+    for wrong, says in (
+        ((mu, nan, mu, sigma), "not finite"),
+        ((mu, sigma, mu * math.nan, sigma), "not finite"),
+        ((mu, sigma, torch.zeros(4), torch.eye(4)), "different features: 3 and 4"),
+        ((mu, torch.eye(4), mu, sigma), r"\(3,\), \(4, 4\)"),
+        ((mu, -sigma, mu, sigma), "no covariance"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fid.frechet_distance(*wrong)
+
+
+@pytest.mark.parametrize("n", [2, 84, 85, 500])
+def test_statistics_are_numpys(n):
+    """Streamed, on both sides of the number of features; which changes the method."""
+    h = torch.randn(n, 84, generator=torch.Generator().manual_seed(n)).relu() + 3
+    s = fid.statistics(h.split(19), keep=True)
+    np.testing.assert_allclose(s.mu, h.double().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(s.factor.T @ s.factor, np.cov(h.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-12)
+    assert s.n == n and torch.equal(s.features, h) and len(s.factor) == min(n, 84)
+    with pytest.raises(ValueError, match="two images"):
+        fid.statistics([h[:1]])
+    with pytest.raises(ValueError, match="not finite"):
+        fid.statistics([h / 0])
+
+
+def test_a_folder_is_read_ahead_by_one_batch(monkeypatch):
+    seen, read = [], fid._read
+    monkeypatch.setattr(fid, "_read", lambda *args: (seen.append(args), read(*args))[1])
+    batches = fid.folder_images(Path(as_files(photos(40), "set")), "RGB", 4)
+    seen.clear()
+    assert sum(len(next(batches)) for _ in range(3)) == 12 and len(seen) <= 16
+    batches.close()
+
+
+def test_order_batches_and_files_change_nothing(inception_file):
+    x, other = photos(24).split(12)
+    net, values = fid.inception(inception_file), []
+    real = fid.statistics(fid.features(other, net))
+    files = fid.folder_images(Path(as_files(x, "set")), "RGB", 7)
+    for pictures, size in ((x, 50), (x[torch.randperm(12)], 5), ((one[None] for one in x), 1), (files, 7)):
+        s = fid.statistics(fid.features(pictures, net, size))
+        values.append(fid.distance(real.mu, real.factor, s.mu, s.factor))
+    assert values == pytest.approx([values[0]] * 4, rel=1e-6)
+    with pytest.raises(ValueError, match="uint8"):
+        fid.activation_statistics(x / 255, net)
+
+
+def test_folder_of_any_sizes_and_modes(inception_file, capsys):
+    """The oracle is ToTensor and the network, image by image. Sub-folders count, broken files are named."""
+    for i, (mode, size) in enumerate([("RGB", (40, 30)), ("L", (299, 299)), ("P", (64, 200)), ("RGBA", (9, 9))]):
+        image(Path(f"set/sub{i % 2}/{i}.png"), size, mode, seed=i)
+    Image.fromarray(np.full((9, 9), 257 * 60, np.uint16)).save("set/deep.png")
+    Path("set/broken.png").write_bytes(Path("set/sub0/0.png").read_bytes()[:99])
+    Path("set/empty.jpg").touch()
+    net, h = fid.inception(inception_file), []
+    for file in sorted(Path("set/").glob("sub*/*")):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+        h.append(net(pixels[None] / 255))
+    h.append(net(torch.full((1, 3, 9, 9), 60 / 255)))
+    h = torch.cat(h)
+    for size in (3, 50):
+        mu, sigma = fid.activation_statistics(fid.folder_images(Path("set"), "RGB", size), net, size)
+        assert apart(mu, h.double().mean(0)) < 1e-4
+        assert apart(sigma, torch.cov(h.double().T)) < 1e-3
+    assert "2 of 7 image files in set" in (said := capsys.readouterr().err) and "broken.png" in said
+
+
+def test_kid():
+    """Against its double sum over pairs, torch-fidelity, and its own name: unbiased."""
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64) + 1
+    k = lambda a, b: (a @ b / 5 + 1).item() ** 3
+    pairs = lambda a: sum(k(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j) / len(a) / (len(a) - 1)
+    exact = pairs(x) + pairs(y) - 2 * sum(k(p, q) for p in x for q in y) / 24
+    assert fid.kid(x, y) == pytest.approx(exact, rel=1e-9)
+
+    x, y = torch.randn(2, 700, 5)
+    theirs = pytest.importorskip("torch_fidelity.metric_kid")
+    exact = theirs.kid_features_to_metric(x.double(), y.double(), kid_subsets=1, kid_subset_size=700, verbose=False)
+    assert fid.kid(x, y) == pytest.approx(exact["kernel_inception_distance_mean"], rel=1e-6)
+    many = torch.tensor([fid.kid(*torch.randn(2, 8, 5)) for _ in range(2000)])
+    assert many.min() < 0 < many.max() and abs(many.mean()) < 4 * many.std() / 2000**0.5
+
+
+def test_lenet_is_trained_once(capsys, monkeypatch):
+    data = images.load_images("digits", "mnist", "data", 28)
+    net = fid.lenet(data, "data", torch.device("cpu"))
+    assert net.accuracy > 0.9 and f"accuracy {net.accuracy:.2%}" in capsys.readouterr().err
+    file = next(Path("data/cache").glob("lenet-digits-*.pth"))
+    assert net.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(fid, "_trained", None)  # the second start trains nothing
+    again = fid.lenet(data, "data", torch.device("cpu"))
+    assert again.accuracy == net.accuracy and again.sha256 == net.sha256
+    seen = fid.classes(net(data.test[data.test_labels == 3] / 255), net)
+    assert seen["class_histogram"][3] / sum(seen["class_histogram"]) > 0.8 and seen["class_entropy"] < 1 < math.log(10)
+    assert 0.5 < seen["confident"] <= 1
+    with pytest.raises(ValueError, match="no classes"):
+        fid.lenet(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
+
+
+def test_a_run_reports_what_the_command_measures(capsys):
+    vae.main([*TINY, "--steps", "20", "--out", "run"])
+    said, results = capsys.readouterr(), json.loads(Path("run/results.json").read_text())
+    assert "python fid.py digits:test run" in said.out and results["fd_real"] == 179
+    for argv in (["digits:test", "run"], ["digits:test", "run/vae.pth", "--batch-size", "7"]):
+        fid.main([*argv, "--features", "lenet", "--json"])
+        found = capsys.readouterr()
+        measured = json.loads(found.out)
+        assert measured["metric"] == "FD-LeNet" and "WARNING: digits:test: 179 images" in found.err
+        assert measured["value"] == pytest.approx(results["fd_lenet"], rel=1e-6)
+        assert measured["weights_sha256"] == results["fd_lenet_weights"] and measured["seed"] == 0
+        assert measured["class_histogram"] == results["class_histogram"] and measured["n_generated"] == 10000
+        assert sum(measured["class_histogram"]) == 10000 and measured["size_real"] == 16
+    fid.main(["digits:test", "run", "--features", "lenet", "--json", "--n", "500", "--seed", "1"])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["seed"] == 1 and measured["n_generated"] == 500 and measured["value"] != results["fd_lenet"]
+
+
+def test_command_and_statistics(inception_file, capsys):
+    """The value from images, from our .npz of one side, from pytorch-fid's of both; and what the result says."""
+    x, y = photos(20).split(10)
+    a, b, weights = as_files(x, "a"), as_files(y, "b"), ["--weights", str(inception_file)]
+    fid.main([a, b, *weights, "--json", "--kid", "--save-stats", "a.npz"])
+    found = capsys.readouterr()
+    result = json.loads(found.out)
+    net = fid.inception(inception_file)
+    assert result["kid"] == pytest.approx(fid.kid(*(torch.cat(list(fid.features(p, net))) for p in (x, y))), rel=1e-4)
+    assert "WARNING: a: 10 images; with less than 2,048" in found.err and "no published FID compares" in found.err
+    expected = {"metric": "FID", "n_real": 10, "n_generated": 10, "real": a, "generated": b, "dtype": "float32"}
+    assert expected.items() <= result.items() and result["weights_sha256"] == net.sha256 and "299" in result["resize"]
+    assert not {"value", "features", "split_real", "split_generated"} - result.keys()
+
+    fid.main(["a.npz", b, *weights])
+    assert capsys.readouterr().out.startswith(f"FID: {result['value']:.6g}\n")
+    with np.load("a.npz", allow_pickle=False) as file:
+        assert file["mu"].shape == (2048,) and file["sigma"].shape == (2048, 2048) and file["mu"].dtype == np.float64
+        np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
+    fid.main(["a.npz", "theirs.npz", "--json"])  # needs no network at all
+    assert json.loads(capsys.readouterr().out)["value"] <= 1e-6
+
+    fid.main([a, b, *weights, "--bf16", "--json"])
+    found = capsys.readouterr()
+    assert re.search(r"bfloat16 features, [\d.]+% off", found.err) and json.loads(found.out)["dtype"] == "bfloat16"
+
+
+def test_missing_weights_are_named_with_address_and_place(capsys, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(fid, "URLS", ["http://127.0.0.1:9/a.pth", "http://127.0.0.1:9/b.pth"])
+    as_files(photos(2), "set")
+    line = error_line(capsys, fid.main, ["set", "set"])
+    assert "hub/checkpoints" in line and "http://127.0.0.1:9/a.pth" in line and "--weights" in line
+
+    Path("hub/checkpoints", fid.NAME).write_bytes(b"half a file")
+    assert "is damaged" in error_line(capsys, fid.main, ["set", "set"])
+
+
+def test_download_takes_the_mirror_and_checks_the_hash(inception_file, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    Path("wrong.pth").write_bytes(b"<html>")
+    monkeypatch.setattr(fid, "URLS", [Path("wrong.pth").absolute().as_uri()])
+    with pytest.raises(OSError, match="invalid hash"):
+        fid.inception()
+    assert not list(Path("hub/checkpoints").iterdir())
+    monkeypatch.setattr(fid, "URLS", [*fid.URLS, inception_file.as_uri()])
+    monkeypatch.setattr(fid, "SHA256", hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8])
+    assert fid.inception().sha256.startswith(fid.SHA256) and Path("hub/checkpoints", fid.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["set", "nowhere"], "there is no nowhere"),
+        (["set", "nowhere.npz"], "no file nowhere.npz"),
+        (["set", "empty"], "empty holds no image file"),
+        (["set", "broken"], "at least two images; there are 0"),
+        (["mnist", "set"], "there is no mnist; a data set is named with its split"),
+        (["set"], "--save-stats"),
+        (["set", "notes.txt"], "neither a folder"),
+        (["set", "pickle.npz"], "pickle.npz does not hold the statistics"),
+        (["set", "cut.npz"], "cut.npz does not hold the statistics"),
+        (["set", "text.npz"], "text.npz does not hold the statistics"),
+        (["set", "nan.npz"], "not finite"),
+        (["set", "other.npz"], "other.npz does not hold"),
+        (["good.npz", "small.npz"], "different features: 5 and 3"),
+        (["ours.npz", "set"], "networks of different weights"),
+        (["good.npz", "set", "--kid"], "--kid needs images"),
+        (["set", "set", "--save-stats", "good.npz"], "it exists"),
+        (["set", "set", "--save-stats", "stats"], "must end in .npz"),
+        (["set", "set", "--weights", "nowhere.pth"], "No such file"),
+        (["set", "set", "--weights", "notes.txt"], "does not hold the weights"),
+        (["set", "set", "--weights", "trap.pth"], "does not hold the weights"),
+        (["set", "set", "--features", "lenet"], "data set with classes as REAL"),
+        (["set:test", "set", "--features", "lenet"], "has no classes"),
+        (["digits:test", "set", "--features", "lenet", "--bf16"], "not for --features lenet"),
+        (["set", "set", "--n", "1"], "--n"),
+        (["set", "set", "--batch-size", "0"], "--batch-size"),
+        (["digits:test", "folder-run"], "another kind of file"),
+    ],
+)
+def test_bad_input_of_fid_gets_one_line(argv, says, tmp_path, capsys, inception_file):
+    as_files(photos(4), "set")
+    for name in ("empty", "broken", "folder-run"):
+        Path(name).mkdir()
+    Path("broken/a.png").write_bytes(b"no image")
+    Path("notes.txt").write_text("no image")
+    good = {"mu": np.zeros(5), "sigma": np.eye(5)}
+    np.savez("good.npz", **good)
+    np.savez("small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez("ours.npz", **good, about=json.dumps({"weights_sha256": "0" * 64, "n_real": 9}))
+    np.savez("pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    np.savez("nan.npz", mu=np.zeros(2), sigma=np.full((2, 2), np.nan))
+    np.savez("other.npz", x=np.zeros(2))
+    Path("cut.npz").write_bytes(Path("good.npz").read_bytes()[:200])
+    Path("text.npz").write_text("text")
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"fc.weight": Trap()}, "trap.pth")
+    torch.save({"script": "vae", "flags": {}}, "folder-run/vae.pth")
+    if "--weights" not in argv and "lenet" not in argv:
+        argv = [*argv, "--weights", str(inception_file)]
+    assert says in error_line(capsys, fid.main, argv) and not Path("executed").exists()
 
 
 def test_works_with_the_four_packages_alone(tmp_path):
