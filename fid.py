@@ -22,6 +22,7 @@ import hashlib
 import http.client
 import importlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -317,7 +318,7 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
     """
     n, total, outer, waiting, kept = 0, 0, 0, [], []
     for h in batches:
-        kept += [h.float().cpu()] if keep else []
+        kept += [h.cpu()] if keep else []
         h = (h.cpu() if h.device.type == "mps" else h).double()  # MPS has no float64
         if not h.isfinite().all():
             raise ValueError("there are features that are not finite: are these the right weights?")
@@ -328,12 +329,12 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
             total, outer = total + h.sum(0), outer + h.T @ h
     if n < 2:
         raise ValueError(f"a covariance needs at least two images; there are {n}")
-    few = n <= h.shape[1]  # then the centred features are a factor, with no D x D matrix at all
-    if waiting:
-        h = torch.cat(waiting)
-        total, outer = total + h.sum(0), h if few else outer + h.T @ h
-    mu = total / n
-    a = (outer - mu) / (n - 1) ** 0.5 if few else factor((outer - n * mu.outer(mu)) / (n - 1))
+    h = torch.cat([*waiting, h[:0]])
+    mu = (total + h.sum(0)) / n
+    if n == len(h):  # no more images than features: these, centred, are the factor, and no D x D matrix is needed
+        a = (h - mu) / (n - 1) ** 0.5
+    else:
+        a = factor((outer + h.T @ h - n * mu.outer(mu)) / (n - 1))
     return Statistics(mu.cpu(), a.cpu(), n, torch.cat(kept) if keep else None)
 
 
@@ -417,10 +418,11 @@ class Source(NamedTuple):
     """One of the two sets of images."""
 
     name: str
+    n: int | None  # images, broken ones among them; None where a file does not say
     pictures: Callable[[str], Tensor | Iterable] | None  # by mode, "L" or "RGB"
     size: int | None = None  # side of the images, where they all have one
     split: str | None = None
-    seed: int | None = None  # of samples
+    drawn: bool = False  # from a generator
     known: Statistics | None = None  # from an .npz
     about: dict | None = None  # what our own .npz says of itself
 
@@ -433,15 +435,17 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
     if name and split in ("train", "test"):
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
-        return Source(text, lambda _: x, x.shape[-1], split)
+        return Source(text, len(x), lambda _: x, x.shape[-1], split)
     for weights, script in GENERATORS.items():
         file = path if path.name == weights else path / weights
         if file.is_file():
             state, module = run_folder.load(file, script, "trained_on"), importlib.import_module(script)
-            samples = module.draw(module.build(state).to(device).eval(), args.n, args.seed)
-            return Source(str(file), lambda _, samples=samples: samples, state["image_size"], seed=args.seed)
+            model = module.build(state).to(device).eval()
+            samples = lambda _, model=model, draw=module.draw: draw(model, args.n, args.seed)
+            return Source(str(file), args.n, samples, state["image_size"], drawn=True)
     if path.is_dir():
-        return Source(text, lambda mode: folder_images(path, mode, args.batch_size), _side(path))
+        files = images.image_files(path)
+        return Source(text, len(files), lambda mode: folder_images(path, mode, args.batch_size), _side(path / files[0]))
     if path.exists():
         raise ValueError(f"{text} is neither a folder of images nor an .npz of statistics")
     raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")
@@ -457,7 +461,7 @@ def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[Tensor |
     with ThreadPool() as pool:
         decode = lambda chunk: pool.map_async(lambda file: _read(folder / file, mode), chunk)
         following = decode(chunks[0])
-        for i, chunk in enumerate(common.progress(chunks, str(folder), len(chunks))):
+        for i, chunk in enumerate(chunks):
             pixels, following = following.get(), decode(chunks[i + 1]) if i + 1 < len(chunks) else None
             broken += [file for file, x in zip(chunk, pixels, strict=True) if x is None]
             if good := [x for x in pixels if x is not None]:
@@ -475,10 +479,10 @@ def _read(path: Path, mode: str) -> Tensor | None:
         return None
 
 
-def _side(folder: Path) -> int | None:
-    """Side of a folder's first image, when it is one of the small squares that generators make."""
+def _side(path: Path) -> int | None:
+    """Side of an image, when it is one of the small squares that generators make."""
     try:
-        with Image.open(folder / images.image_files(folder)[0]) as image:
+        with Image.open(path) as image:
             return image.width if image.width == image.height <= 64 else None
     except Exception:  # broken: named when all are read
         return None
@@ -494,7 +498,8 @@ def read_stats(path: Path) -> Source:
             about = json.loads(str(file["about"])) if "about" in file else None
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"{path} does not hold the statistics mu and sigma: {error}") from None
-    return Source(str(path), None, known=Statistics(mu, a, about and about["n_real"]), about=about)
+    n = about and about["n_real"]
+    return Source(str(path), n, None, known=Statistics(mu, a, n), about=about)
 
 
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
@@ -536,12 +541,15 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
     kind = net or Inception
     result = {"metric": kind.metric, "value": None, "features": kind.features, "resize": kind.resized}
     result |= {"dtype": "bfloat16" if args.bf16 else "float32", "weights_sha256": "".join(hashes) or None}
+    result |= {"split": sources[args.real].split}
+    result |= {"seed": args.seed if any(source.drawn for source in sources.values()) else None}
     both, keep = [], args.kid or args.features == "lenet"
     for role, text in (("real", args.real), ("generated", args.generated))[: 1 + bool(args.generated)]:
         source = sources[text]
-        s = source.known or statistics(features(source.pictures(net.mode), net, args.batch_size, args.bf16), keep)
-        result |= {role: source.name, f"n_{role}": s.n, f"split_{role}": source.split, f"size_{role}": source.size}
-        result |= {"seed": source.seed} if source.seed is not None else {}
+        if not (s := source.known):
+            batches = features(source.pictures(net.mode), net, args.batch_size, args.bf16)
+            s = statistics(common.progress(batches, text, math.ceil(source.n / args.batch_size)), keep)
+        result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
         if s.n and s.n < FEW:
             hint = "" if args.kid else "; --kid adds a measure without bias"
             say(f"WARNING: {text}: {s.n} images; with less than {FEW:,} the distance is biased upwards{hint}")
@@ -592,8 +600,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(json.dumps(result))
     elif args.generated:
-        print(f"{result['metric']}: {result['value']:.6g}")
-        print(*(f"  {k}: {v}" for k, v in result.items() if k not in ("metric", "value")), sep="\n")
+        facts = (f"{k} {v}" for k, v in result.items() if k not in ("metric", "value") and v is not None)
+        print(f"{result['metric']}: {result['value']:.6g}", *facts, sep=" | ")
 
 
 if __name__ == "__main__":

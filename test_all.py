@@ -1157,6 +1157,7 @@ def test_a_run_reports_what_the_command_measures(capsys):
         assert measured["weights_sha256"] == results["fd_lenet_weights"] and measured["seed"] == 0
         assert measured["class_histogram"] == results["class_histogram"] and measured["n_generated"] == 10000
         assert sum(measured["class_histogram"]) == 10000 and measured["size_real"] == 16
+        assert measured["split"] == "test"
     fid.main(["digits:test", "run", "--features", "lenet", "--json", "--n", "500", "--seed", "1"])
     measured = json.loads(capsys.readouterr().out)
     assert measured["seed"] == 1 and measured["n_generated"] == 500 and measured["value"] != results["fd_lenet"]
@@ -1174,10 +1175,10 @@ def test_command_and_statistics(inception_file, capsys):
     assert "WARNING: a: 10 images; with less than 2,048" in found.err and "no published FID compares" in found.err
     expected = {"metric": "FID", "n_real": 10, "n_generated": 10, "real": a, "generated": b, "dtype": "float32"}
     assert expected.items() <= result.items() and result["weights_sha256"] == net.sha256 and "299" in result["resize"]
-    assert not {"value", "features", "split_real", "split_generated"} - result.keys()
+    assert {"features", "split", "seed"} < result.keys() and result["split"] is result["seed"] is None
 
     fid.main(["a.npz", b, *weights])
-    assert capsys.readouterr().out.startswith(f"FID: {result['value']:.6g}\n")
+    assert capsys.readouterr().out.startswith(f"FID: {result['value']:.6g} | ")
     with np.load("a.npz", allow_pickle=False) as file:
         assert file["mu"].shape == (2048,) and file["sigma"].shape == (2048, 2048) and file["mu"].dtype == np.float64
         np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
