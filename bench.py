@@ -191,7 +191,7 @@ def feature_extraction(args: Namespace, ours: bool, bf16: bool = False) -> dict[
         else:
             from pytorch_fid import fid_score, inception
 
-            inception.load_state_dict_from_url = lambda *_, **__: weights
+            inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
             net, files = inception.InceptionV3(), sorted(Path(folder).glob("*.png"))
             began = time.perf_counter()
             fid_score.calculate_activation_statistics(files, net, num_workers=os.cpu_count())
@@ -202,8 +202,9 @@ def trace_of_the_root(args: Namespace, n: int, ours: bool) -> dict[str, float]:
     """The distance of two Gaussians of 2048 features: from covariances, or, in ours with few images, from features."""
     mixing = torch.randn(2048, 2048, dtype=torch.float64, generator=torch.Generator().manual_seed(args.seed)) / 45
     scales = torch.logspace(0, -4, 2048, dtype=torch.float64)  # eigenvalues that fall, as those of real features do
+    torch.manual_seed(args.seed)
     sets = [(torch.randn(n, 2048, dtype=torch.float64) * scales) @ mixing for _ in range(2)]
-    given = [(fid.statistics([x])) for x in sets]
+    given = [fid.statistics([x]) for x in sets]
     mu, sigma = [s.mu for s in given], [s.factor.T @ s.factor for s in given]
     began = time.perf_counter()
     if not ours:

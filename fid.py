@@ -11,7 +11,7 @@ construction, exact for singular covariances. A is Cholesky's factor or, for few
 Differs from the paper: no matrix square root. The weights are its own (TensorFlow, 2015-12-05), in pytorch-fid's file.
 
     python fid.py photos/ generated/               # folders of images, of any sizes and modes
-    python fid.py cifar10:train runs/vae-cifar10-technion-z10   # a data set and 10,000 samples of a run's generator
+    python fid.py mnist:test runs/vae-mnist-tsinghua-z10         # a data set and 10,000 samples of a run's generator
     python fid.py mnist:test weights/vae.pth --features lenet    # digits: a classifier's features, called FD-LeNet
     python fid.py photos/ --save-stats photos.npz  # mu and sigma, in pytorch-fid's format; later: fid.py photos.npz ...
 """
@@ -23,7 +23,7 @@ import http.client
 import importlib
 import json
 import math
-import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
@@ -48,18 +48,19 @@ URLS = [
 ]
 GENERATORS = {"vae.pth": "vae"}  # weights file -> script; each has build(numbers) and draw(model, n, seed)
 FEW = 2048  # images below which the distance is too biased to compare
+SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
 say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output is for the result
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder or weights of a generator"
+    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder (or its vae.pth)"
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
     add = p.add_argument
     add("--features", choices=["inception", "lenet"], default="inception", help="lenet: a classifier of REAL's classes")
     add("--weights", help="Inception weights (default: torch hub's cache, else the download)")
-    add("--n", type=common.number(int, 2), default=10000, help="samples that are drawn from a run's generator")
+    add("--n", type=common.number(int, 2), default=SAMPLES, help="samples that are drawn from a run's generator")
     add("--seed", type=common.number(int, 0), default=0, help="seed of these samples")
     add(
         "--kid", action="store_true", help="also the kernel distance (KID), unbiased for few images; keeps all features"
@@ -71,8 +72,10 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="bfloat16 features: twice as fast, not comparable with others' figures")
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
     args = p.parse_args(argv)
-    if not (args.generated or args.save_stats):
-        p.error("name the generated images too, or a file with --save-stats")
+    if "" in (args.real, args.generated):
+        p.error("a name is empty")
+    if not args.generated and (args.kid or not args.save_stats):
+        p.error("name the generated images too" + ", or a file with --save-stats" * (not args.kid))
     return args
 
 
@@ -170,16 +173,18 @@ def inception(weights: str | Path | None = None, download: bool = True) -> Incep
 
 
 def _download(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    reasons = []
     for url in URLS:
         say(f"fetching {url}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             return torch.hub.download_url_to_file(url, path, SHA256, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash
-            reason = error
+            reasons.append(str(error))
     raise OSError(
-        f"the Inception weights are not in {path.parent} and their download failed ({reason}). Get {URLS[0]} where "
-        f"there is a network and put it there, or name the file with --weights. For digits, --features lenet needs none"
+        f"the Inception weights are not in {path.parent} and cannot be fetched ({'; '.join(dict.fromkeys(reasons))}). "
+        f"Get {URLS[0]} where there is a network and put it there, or name the file with --weights. "
+        "For digits, --features lenet needs none"
     )
 
 
@@ -219,20 +224,20 @@ def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
 
     Other images get another one: its name carries a hash of them. Raises ValueError where nothing is labelled.
     """
-    classes = int(data.train_labels.max()) + 1
-    if classes < 2:
+    n_classes = int(data.train_labels.max()) + 1
+    if n_classes < 2:
         raise ValueError(f"{data} has no classes, so no classifier can be trained on it")
     some = images.resize(data.train[:: len(data.train) // 1000 + 1], 32)
     key = hashlib.sha256(some.numpy().tobytes() + data.train_labels.numpy().tobytes()).hexdigest()[:8]
     name = f"lenet-{data.name}-{key}.pth"
     path = Path(__file__).parent / "weights" / name
     path = path if path.exists() else Path(data_dir, "cache", name)
-    net = LeNet(data.train.shape[1], classes)
-    if not path.exists():
+    if path.exists():
+        net = LeNet(data.train.shape[1], n_classes)
+    else:
         say(f"training a LeNet-5 on {data}, once, for {path}")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            net = _trained(LeNet(data.train.shape[1], classes).to(device), data)
+        torch.manual_seed(0)
+        net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data)
         path.parent.mkdir(parents=True, exist_ok=True)
         run_folder.save({"script": "fid", "state_dict": net.cpu().state_dict()}, path)
     net.load_state_dict(run_folder.load(path, "fid", "state_dict")["state_dict"])
@@ -346,27 +351,31 @@ def activation_statistics(
     return s.mu, s.factor.T @ s.factor
 
 
-def factor(sigma: Tensor) -> Tensor:
-    """A (K, D) with AᵀA = Σ: Cholesky's, or, where Σ is singular, its eigenvectors of eigenvalues that are not zero."""
+def factor(sigma: Tensor, tolerance: float = math.inf) -> Tensor:
+    """A (K, D) with AᵀA = Σ: Cholesky's, or, where Σ is singular, its eigenvectors of eigenvalues that are not zero.
+
+    Negative eigenvalues are taken for rounding; below -tolerance they raise ValueError.
+    """
     L, singular = torch.linalg.cholesky_ex(sigma)
     if not singular:
         return L.T
     eigenvalues, V = torch.linalg.eigh(sigma)
-    largest = eigenvalues.abs().max()
-    if eigenvalues.min() < -1e-3 * largest:
-        raise ValueError(f"this is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
-    keep = eigenvalues > largest * len(sigma) * torch.finfo(sigma.dtype).eps
+    if eigenvalues[0] < -tolerance:
+        raise ValueError(f"this is no covariance: it has the eigenvalue {eigenvalues[0]:.3g}")
+    keep = eigenvalues > eigenvalues[-1] * len(sigma) * torch.finfo(sigma.dtype).eps  # the others are rounding, too
     return (V[:, keep] * eigenvalues[keep].sqrt()).T
 
 
 def gaussian(mu, sigma) -> tuple[Tensor, Tensor]:
     """(μ, A) in float64 of a mean (D,) and a covariance (D, D), arrays or tensors, once they are known to be that."""
-    mu, sigma = torch.as_tensor(mu).double().cpu(), torch.as_tensor(sigma).double().cpu()
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"a mean (D,) and a covariance (D, D) are needed, not {tuple(mu.shape)}, {tuple(sigma.shape)}")
+    mu, sigma = torch.as_tensor(mu).cpu(), torch.as_tensor(sigma).cpu()
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.is_complex() or sigma.is_complex():
+        shapes = f"{tuple(mu.shape)} {mu.dtype}, {tuple(sigma.shape)} {sigma.dtype}"
+        raise ValueError(f"a real mean (D,) and covariance (D, D) are needed, not {shapes}")
+    mu, sigma = mu.double(), sigma.double()
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise ValueError("the mean or the covariance holds values that are not finite")
-    return mu, factor((sigma + sigma.T) / 2)
+    return mu, factor((sigma + sigma.T) / 2, 1e-3 * sigma.diag().max() + 1e-9 * mu @ mu)
 
 
 def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
@@ -393,7 +402,7 @@ def kid(features1: Tensor, features2: Tensor) -> float:
 
     Bińkowski et al. 2018, arXiv 1801.01401. All pairs, where the paper and others average over random subsets.
     """
-    x, y = torch.as_tensor(features1).double(), torch.as_tensor(features2).double()
+    x, y = torch.as_tensor(features1).cpu().double(), torch.as_tensor(features2).cpu().double()
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, D) and (M, D), N and M at least 2: {tuple(x.shape)}, {tuple(y.shape)}")
     total = lambda a, b: sum(((rows @ b.T / b.shape[1] + 1) ** 3).sum().item() for rows in a.split(1000))
@@ -419,30 +428,38 @@ class Source(NamedTuple):
 
     name: str
     n: int | None  # images, broken ones among them; None where a file does not say
-    pictures: Callable[[str], Tensor | Iterable] | None  # by mode, "L" or "RGB"
-    size: int | None = None  # side of the images, where they all have one
+    pictures: Callable[[str], Tensor | Iterable] | None = None  # by mode, "L" or "RGB"
+    size: int | None = None  # side of the images, where they are squares of one size
     split: str | None = None
-    drawn: bool = False  # from a generator
+    data: images.ImageData | None = None
+    seed: int | None = None  # of samples
     known: Statistics | None = None  # from an .npz
-    about: dict | None = None  # what our own .npz says of itself
+    made_by: dict | None = None  # what an .npz of ours says of the features
 
 
-def find(text: str, args: argparse.Namespace, device: torch.device, size: int | None) -> Source:
+def is_data_set(text: str) -> bool:
+    return text.endswith((":train", ":test")) and not Path(text).exists()
+
+
+def find(text: str, args: argparse.Namespace, device: torch.device, size: int | None, seed: int) -> Source:
     """The images that an argument means; a data set is read at `size`, where that is given."""
-    path, (name, _, split) = Path(text), text.rpartition(":")
+    path = Path(text)
     if path.suffix == ".npz":
         return read_stats(path)
-    if name and split in ("train", "test"):
+    if is_data_set(text):
+        name, _, split = text.rpartition(":")
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
-        return Source(text, len(x), lambda _: x, x.shape[-1], split)
+        return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
     for weights, script in GENERATORS.items():
         file = path if path.name == weights else path / weights
         if file.is_file():
             state, module = run_folder.load(file, script, "trained_on"), importlib.import_module(script)
             model = module.build(state).to(device).eval()
-            samples = lambda _, model=model, draw=module.draw: draw(model, args.n, args.seed)
-            return Source(str(file), args.n, samples, state["image_size"], drawn=True)
+            draw = lambda _, draw=module.draw, model=model: draw(model, args.n, seed)
+            return Source(str(file), args.n, draw, state["image_size"], seed=seed)
+    if (path / "config.json").exists():
+        raise ValueError(f"{text} is a run folder, but holds no {' or '.join(GENERATORS)}")
     if path.is_dir():
         files = images.image_files(path)
         return Source(text, len(files), lambda mode: folder_images(path, mode, args.batch_size), _side(path / files[0]))
@@ -495,15 +512,15 @@ def read_stats(path: Path) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, a = gaussian(file["mu"], file["sigma"])
-            about = json.loads(str(file["about"])) if "about" in file else None
+            about = json.loads(str(file["about"])) if "about" in file else {"n": None, "made_by": None}
+            n, made_by = about["n"], about["made_by"]
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"{path} does not hold the statistics mu and sigma: {error}") from None
-    n = about and about["n_real"]
-    return Source(str(path), n, None, known=Statistics(mu, a, n), about=about)
+    return Source(str(path), n, known=Statistics(mu, a, n), made_by=made_by)
 
 
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
-    """For pytorch-fid too; `about` tells ours which network made them."""
+    """In pytorch-fid's format; `about` is for read_stats."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
         np.savez(file, mu=s.mu.numpy(), sigma=(s.factor.T @ s.factor).numpy(), about=json.dumps(about))
@@ -511,81 +528,95 @@ def write_stats(path: Path, s: Statistics, about: dict) -> None:
     say(f"statistics of {about['real']} ({s.n} images) written to {path}")
 
 
+def made_by(net: nn.Module, bf16: bool = False) -> dict[str, str]:
+    """What has to be equal for two sets of features to be compared, and has to stand beside every distance."""
+    about = {"metric": net.metric, "features": net.features, "resize": net.resized}
+    return about | {"dtype": "bfloat16" if bf16 else "float32", "weights_sha256": net.sha256}
+
+
+def warn_if_few(name: str, n: int | None, hint: str = "") -> None:
+    if n and n < FEW:
+        say(f"WARNING: {name}: {n} images; with less than {FEW:,} the distance is biased upwards{hint}")
+
+
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """The result of the command, as --json prints it."""
-    out = Path(args.save_stats) if args.save_stats else None
-    if out and (out.suffix != ".npz" or out.exists()):
-        raise ValueError(f"--save-stats {out}: {'it exists' if out.exists() else 'the name must end in .npz'}")
     if args.features == "lenet" and (args.bf16 or args.weights):
         raise ValueError("--bf16 and --weights are for Inception features, not for --features lenet")
+    if args.features == "lenet" and not is_data_set(args.real):
+        raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
+    out = Path(args.save_stats) if args.save_stats else None
+    if out and (out.suffix != ".npz" or out.exists() or not out.parent.is_dir() or args.real.endswith(".npz")):
+        raise ValueError(f"--save-stats {out}: a new file.npz in a folder that exists is needed, and images as REAL")
 
-    data_set, sources, size = re.compile("(.+):(train|test)").fullmatch, {}, None
-    for text in sorted({args.real, args.generated or args.real}, key=lambda text: bool(data_set(text))):
-        sources[text] = find(text, args, device, size)  # data sets last, at the size of what they are compared with
-        size = size or (None if data_set(text) else sources[text].size)
-        if args.kid and sources[text].known:
-            raise ValueError(f"--kid needs images; {text} holds statistics")
+    named = {"real": args.real} | ({"generated": args.generated} if args.generated else {})
+    sources, size = {}, None
+    for role in sorted(named, key=lambda role: is_data_set(named[role])):  # data sets last, at the size of the others
+        sources[role] = find(named[role], args, device, size, args.seed + (role == "real"))
+        size = size or (None if sources[role].data else sources[role].size)
+    if args.kid and any(source.known for source in sources.values()):
+        raise ValueError("--kid needs images, not statistics")
+    shown = {source.size for source in sources.values() if not source.known}
+    if len(shown) > 1 and any(source.data for source in sources.values()):
+        say(f"WARNING: a data set, read as squares of {shown} pixels, is compared with images of other sizes")
 
     net = None
     if args.features == "lenet":
-        if not (real := data_set(args.real)):
-            raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
-        net = lenet(images.load_images(real[1], "", args.data_dir, sources[args.real].size), args.data_dir, device)
+        net = lenet(sources["real"].data, args.data_dir, device)
     elif not all(source.known for source in sources.values()):
         net = inception(args.weights).to(device)
-    hashes = {source.about["weights_sha256"] for source in sources.values() if source.about}
-    hashes |= {net.sha256} if net else set()
-    if len(hashes) > 1:
-        raise ValueError(f"networks of different weights made these statistics: {' and '.join(hashes)}")
-
-    kind = net or Inception
-    result = {"metric": kind.metric, "value": None, "features": kind.features, "resize": kind.resized}
-    result |= {"dtype": "bfloat16" if args.bf16 else "float32", "weights_sha256": "".join(hashes) or None}
-    result |= {"split": sources[args.real].split}
-    result |= {"seed": args.seed if any(source.drawn for source in sources.values()) else None}
+    origins = [source.made_by for source in sources.values() if source.made_by]
+    origins += [made_by(net, args.bf16)] if net else []
+    if any(origin != origins[0] for origin in origins):
+        raise ValueError(f"these features are not comparable: {' and '.join(map(str, origins))}")
+    unknown = {"metric": "Fréchet distance", "features": "of .npz files that do not say which"}
+    result = {"value": None} | (origins[0] if origins else unknown)
+    result |= {"split": sources["real"].split}
+    result |= {"seed": args.seed if any(source.seed is not None for source in sources.values()) else None}
     both, keep = [], args.kid or args.features == "lenet"
-    for role, text in (("real", args.real), ("generated", args.generated))[: 1 + bool(args.generated)]:
-        source = sources[text]
+    for role in named:  # REAL first
+        source = sources[role]
         if not (s := source.known):
             batches = features(source.pictures(net.mode), net, args.batch_size, args.bf16)
-            s = statistics(common.progress(batches, text, math.ceil(source.n / args.batch_size)), keep)
+            s = statistics(common.progress(batches, source.name, math.ceil(source.n / args.batch_size)), keep)
+            warn_if_few(source.name, s.n, "" if args.kid else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
-        if s.n and s.n < FEW:
-            hint = "" if args.kid else "; --kid adds a measure without bias"
-            say(f"WARNING: {text}: {s.n} images; with less than {FEW:,} the distance is biased upwards{hint}")
         if out and role == "real":
-            write_stats(out, s, result)
+            write_stats(out, s, {"n": s.n, "real": source.name, "made_by": origins[0]})
         both.append(s)
     if args.generated:
-        result["value"] = distance(both[0].mu, both[0].factor, both[1].mu, both[1].factor)
-        result |= {"kid": kid(both[0].features, both[1].features)} if args.kid else {}
-        result |= classes(both[1].features, net) if args.features == "lenet" else {}
+        real, fake = both
+        result["value"] = distance(real.mu, real.factor, fake.mu, fake.factor)
+        result |= {"kid": kid(real.features, fake.features)} if args.kid else {}
+        result |= classes(fake.features, net) if args.features == "lenet" and fake.features is not None else {}
     return result
 
 
 def report(
-    samples: Tensor, data: images.ImageData, data_dir: str, device: torch.device, run: Path
+    draw: Callable[[int, int], Iterable], data: images.ImageData, data_dir: str, device: torch.device, run: Path
 ) -> dict[str, object]:
-    """What a training script says of its samples, uint8 (N, C, H, W), against data.test.
+    """What a training script says of its samples, uint8 batches from draw(n, seed), against data.test.
 
     FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
-    and the device is no CPU, which would take minutes; else a line says how to get it.
+    and the device is no CPU, which would take minutes; else a line says how to get it. Never ends a run.
     """
-    results, nets = {}, [lambda: lenet(data, data_dir, device)]
-    nets += [lambda: inception(download=False).to(device)] if device.type != "cpu" else []
-    for make in nets:
+    results, hint = {}, f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
+    makers = [lambda: lenet(data, data_dir, device)]
+    makers += [lambda: inception(download=False).to(device)] if device.type != "cpu" else []
+    for make in makers:
         try:
             net = make()
-        except (OSError, ValueError) as error:
+            real, fake = (statistics(features(x, net), net.metric != "FID") for x in (data.test, draw(SAMPLES, 0)))
+            about = made_by(net) | {"n_real": real.n, "n_generated": fake.n, "split": "test", "seed": 0}
+            key = net.metric.lower().replace("-", "_")
+            results |= {key: distance(real.mu, real.factor, fake.mu, fake.factor), f"{key}_about": about}
+            results |= classes(fake.features, net) if fake.features is not None else {}
+            warn_if_few("held-out", real.n)
+        except (OSError, ValueError, RuntimeError) as error:  # this must not end a run that is trained
             say(f"left out: {error}")
-            continue
-        real, fake = (statistics(features(x, net), keep=net.metric != "FID") for x in (data.test, samples))
-        key = net.metric.lower().replace("-", "_")
-        results |= {key: distance(real.mu, real.factor, fake.mu, fake.factor), f"{key}_weights": net.sha256}
-        results |= classes(fake.features, net) if fake.features is not None else {}
     if "fid" not in results:
-        print(f"FID is measured by: python fid.py {data.source}:test {run}")
-    return results | {"fd_real": len(data.test), "fd_samples": len(samples)}
+        print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))
+    return results
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -593,10 +624,14 @@ def main(argv: list[str] | None = None) -> None:
     device = common.setup(args)
     try:
         result = compare(args, device)
-    except torch.OutOfMemoryError:
-        common.fail(f"not enough memory on {device}: try a smaller --batch-size")
     except (ValueError, OSError, images.DataError) as error:
         common.fail(error)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        common.fail(f"not enough memory on {device}: try a smaller --batch-size")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     if args.json:
         print(json.dumps(result))
     elif args.generated:

@@ -121,7 +121,9 @@ def _split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """(N, C, H, W) -> (N, C, size, size): a black margin of up to 4 pixels, or else bilinear, antialiased."""
     margin = size - images.shape[-1]
-    if 0 <= margin <= 4:  # MNIST to 32: a black margin, so that the digits keep their pixels
+    if (
+        0 <= margin <= 4 and images.shape[-2] == images.shape[-1]
+    ):  # MNIST to 32: a black margin, so that the digits keep their pixels
         return F.pad(images, (margin // 2, margin - margin // 2) * 2).contiguous()
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).contiguous()
 
@@ -276,4 +278,6 @@ def _decode(path: Path, mode: str, size: int) -> np.ndarray | None:
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
     """Pillow's, but for 16 bits, which it clips at 255."""
-    return (image.point(lambda v: v * (1 / 257)) if image.mode.startswith("I;16") else image).convert(mode)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return image.convert(mode)

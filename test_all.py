@@ -986,6 +986,8 @@ def test_inception_is_pytorch_fids(inception_file, monkeypatch):
         assert reference.shape == (len(x), 2048) and reference.std(0).median() > 0.01
         assert apart(ours(x / 255), reference) < 1e-6
         assert apart(torch.cat(list(fid.features(x, ours, 5))), reference) < 1e-4  # BatchNorm folded, channels_last
+        large = torch.rand(1, 3, 700, 500)
+        assert apart(ours(large), theirs.InceptionV3().eval()(large)[0].flatten(1)) < 1e-6
     assert ours.state_dict().keys() == weights.keys() and not ours.training
     assert ours.sha256 == hashlib.sha256(inception_file.read_bytes()).hexdigest()
 
@@ -1038,6 +1040,7 @@ def test_frechet_distance_of_singular_covariances():
     sigma = [np.cov(h.double().numpy(), rowvar=False) for h in (x, y)]
     value = fid.distance(a.mu, a.factor, b.mu, b.factor)
     assert a.factor.shape == (100, 2048) and 0 < value < math.inf
+    assert fid.factor(torch.from_numpy(sigma[0])).shape == (99, 2048)
     assert fid.frechet_distance(a.mu, sigma[0], b.mu, sigma[1]) == pytest.approx(value, rel=1e-6)
     assert fid.frechet_distance(a.mu, sigma[0], a.mu, sigma[0]) <= 1e-6
     assert fid.distance(a.mu, a.factor, a.mu, a.factor) <= 1e-6
@@ -1049,8 +1052,9 @@ def test_frechet_distance_refuses_what_is_none():
         ((mu, nan, mu, sigma), "not finite"),
         ((mu, sigma, mu * math.nan, sigma), "not finite"),
         ((mu, sigma, torch.zeros(4), torch.eye(4)), "different features: 3 and 4"),
-        ((mu, torch.eye(4), mu, sigma), r"\(3,\), \(4, 4\)"),
+        ((mu, torch.eye(4), mu, sigma), r"not \(3,\) .*, \(4, 4\)"),
         ((mu, -sigma, mu, sigma), "no covariance"),
+        ((mu, sigma + 0j, mu, sigma), "real mean"),
     ):
         with pytest.raises(ValueError, match=says):
             fid.frechet_distance(*wrong)
@@ -1064,6 +1068,8 @@ def test_statistics_are_numpys(n):
     np.testing.assert_allclose(s.mu, h.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(s.factor.T @ s.factor, np.cov(h.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-12)
     assert s.n == n and torch.equal(s.features, h) and len(s.factor) == min(n, 84)
+    collapsed = fid.statistics(h[:1].expand(n, -1).split(19))
+    assert (collapsed.factor.T @ collapsed.factor).abs().max() < 1e-9
     with pytest.raises(ValueError, match="two images"):
         fid.statistics([h[:1]])
     with pytest.raises(ValueError, match="not finite"):
@@ -1112,6 +1118,15 @@ def test_folder_of_any_sizes_and_modes(inception_file, capsys):
     assert "2 of 7 image files in set" in (said := capsys.readouterr().err) and "broken.png" in said
 
 
+def test_a_data_set_is_read_at_the_size_of_what_it_is_compared_with(capsys):
+    as_files(photos(3, 20), "set")
+    fid.main(["digits:test", "set", "--features", "lenet", "--json"])
+    assert json.loads(capsys.readouterr().out)["size_real"] == 20
+    fid.main(["digits:test", as_files(photos(3, 70), "large"), "--features", "lenet", "--json"])
+    found = capsys.readouterr()
+    assert json.loads(found.out)["size_real"] == 32 and "images of other sizes" in found.err
+
+
 def test_kid():
     """Against its double sum over pairs, torch-fidelity, and its own name: unbiased."""
     x, y = torch.randn(6, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64) + 1
@@ -1120,9 +1135,9 @@ def test_kid():
     exact = pairs(x) + pairs(y) - 2 * sum(k(p, q) for p in x for q in y) / 24
     assert fid.kid(x, y) == pytest.approx(exact, rel=1e-9)
 
-    x, y = torch.randn(2, 700, 5)
+    x, y = torch.randn(2, 1100, 5)
     theirs = pytest.importorskip("torch_fidelity.metric_kid")
-    exact = theirs.kid_features_to_metric(x.double(), y.double(), kid_subsets=1, kid_subset_size=700, verbose=False)
+    exact = theirs.kid_features_to_metric(x.double(), y.double(), kid_subsets=1, kid_subset_size=1100, verbose=False)
     assert fid.kid(x, y) == pytest.approx(exact["kernel_inception_distance_mean"], rel=1e-6)
     many = torch.tensor([fid.kid(*torch.randn(2, 8, 5)) for _ in range(2000)])
     assert many.min() < 0 < many.max() and abs(many.mean()) < 4 * many.std() / 2000**0.5
@@ -1139,7 +1154,12 @@ def test_lenet_is_trained_once(capsys, monkeypatch):
     assert again.accuracy == net.accuracy and again.sha256 == net.sha256
     seen = fid.classes(net(data.test[data.test_labels == 3] / 255), net)
     assert seen["class_histogram"][3] / sum(seen["class_histogram"]) > 0.8 and seen["class_entropy"] < 1 < math.log(10)
-    assert 0.5 < seen["confident"] <= 1
+    p = torch.softmax(net.classifier(net(data.test / 255)), 1).numpy()
+    share = np.bincount(p.argmax(1), minlength=10) / 179
+    seen = fid.classes(net(data.test / 255), net)
+    assert seen["class_entropy"] == pytest.approx(-sum(q * math.log(q) for q in share), rel=1e-5)
+    assert seen["confident"] == pytest.approx((p.max(1) > 0.9).mean(), rel=1e-5)
+    assert net(torch.rand(2, 1, 60, 30)).shape == (2, 84)  # not squares
     with pytest.raises(ValueError, match="no classes"):
         fid.lenet(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
 
@@ -1147,20 +1167,39 @@ def test_lenet_is_trained_once(capsys, monkeypatch):
 def test_a_run_reports_what_the_command_measures(capsys):
     vae.main([*TINY, "--steps", "20", "--out", "run"])
     said, results = capsys.readouterr(), json.loads(Path("run/results.json").read_text())
-    assert "python fid.py digits:test run" in said.out and results["fd_real"] == 179
+    assert "python fid.py digits:test run" in said.out and "WARNING: held-out: 179 images" in said.err
+    about = results["fd_lenet_about"]
     for argv in (["digits:test", "run"], ["digits:test", "run/vae.pth", "--batch-size", "7"]):
         fid.main([*argv, "--features", "lenet", "--json"])
         found = capsys.readouterr()
         measured = json.loads(found.out)
         assert measured["metric"] == "FD-LeNet" and "WARNING: digits:test: 179 images" in found.err
         assert measured["value"] == pytest.approx(results["fd_lenet"], rel=1e-6)
-        assert measured["weights_sha256"] == results["fd_lenet_weights"] and measured["seed"] == 0
+        assert about.items() <= measured.items() and measured["seed"] == 0 and about["n_real"] == 179
         assert measured["class_histogram"] == results["class_histogram"] and measured["n_generated"] == 10000
         assert sum(measured["class_histogram"]) == 10000 and measured["size_real"] == 16
         assert measured["split"] == "test"
-    fid.main(["digits:test", "run", "--features", "lenet", "--json", "--n", "500", "--seed", "1"])
-    measured = json.loads(capsys.readouterr().out)
-    assert measured["seed"] == 1 and measured["n_generated"] == 500 and measured["value"] != results["fd_lenet"]
+    values = {results["fd_lenet"]}
+    for seed in ("0", "1"):
+        fid.main(["digits:test", "run", "--features", "lenet", "--json", "--n", "501", "--seed", seed])
+        measured = json.loads(capsys.readouterr().out)
+        assert measured["seed"] == int(seed) and measured["n_generated"] == 501
+        values.add(measured["value"])
+    assert len(values) == 3
+
+
+def test_the_end_of_a_run_survives_samples_that_cannot_be_measured(tmp_path, capsys):
+    """A generator that makes one image only is measured; a single held-out image is left out with a line."""
+    data = images.load_images("digits", "mnist", "data", 28)
+    constant = lambda *_: [torch.full((500, 1, 28, 28), 77, dtype=torch.uint8)]
+    results = fid.report(constant, data, "data", torch.device("cpu"), Path("run"))
+    assert results["fd_lenet"] > 1 and results["class_entropy"] == 0
+
+    for i in range(12):
+        image(tmp_path / f"twelve/{i % 2}/{i}.png", mode="L", seed=i)
+    vae.main(["--data", "twelve", "--steps", "1", "--arch", "mlp", "--latent-dim", "1", "--out", "run"])
+    assert "left out: a covariance needs at least two images" in capsys.readouterr().err
+    assert "fd_lenet" not in json.loads(Path("run/results.json").read_text())
 
 
 def test_command_and_statistics(inception_file, capsys):
@@ -1183,7 +1222,13 @@ def test_command_and_statistics(inception_file, capsys):
         assert file["mu"].shape == (2048,) and file["sigma"].shape == (2048, 2048) and file["mu"].dtype == np.float64
         np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
     fid.main(["a.npz", "theirs.npz", "--json"])  # needs no network at all
-    assert json.loads(capsys.readouterr().out)["value"] <= 1e-6
+    again = json.loads(capsys.readouterr().out)
+    assert again["value"] <= 1e-6 and again["weights_sha256"] == net.sha256 and again["n_real"] == 10
+    fid.main(["theirs.npz", "theirs.npz"])
+    assert capsys.readouterr().out.startswith("Fréchet distance: 0 | features of .npz files that do not say which")
+    fid.main(["digits:test", "--features", "lenet", "--save-stats", "lenet.npz"])
+    fid.main(["lenet.npz", "lenet.npz"])
+    assert capsys.readouterr().out.startswith("FD-LeNet: 0 | features LeNet-5")
 
     fid.main([a, b, *weights, "--bf16", "--json"])
     found = capsys.readouterr()
@@ -1222,6 +1267,12 @@ def test_download_takes_the_mirror_and_checks_the_hash(inception_file, monkeypat
         (["set", "broken"], "at least two images; there are 0"),
         (["mnist", "set"], "there is no mnist; a data set is named with its split"),
         (["set"], "--save-stats"),
+        (["", "set"], "a name is empty"),
+        (["set", "--kid", "--save-stats", "x.npz"], "name the generated images too"),
+        (["good.npz", "--save-stats", "x.npz"], "images as REAL"),
+        (["set", "--save-stats", "nowhere/x.npz"], "a folder that exists"),
+        (["set", "odd.npz"], "odd.npz does not hold"),
+        (["set", "unsaved"], "is a run folder, but holds no vae.pth"),
         (["set", "notes.txt"], "neither a folder"),
         (["set", "pickle.npz"], "pickle.npz does not hold the statistics"),
         (["set", "cut.npz"], "cut.npz does not hold the statistics"),
@@ -1229,10 +1280,10 @@ def test_download_takes_the_mirror_and_checks_the_hash(inception_file, monkeypat
         (["set", "nan.npz"], "not finite"),
         (["set", "other.npz"], "other.npz does not hold"),
         (["good.npz", "small.npz"], "different features: 5 and 3"),
-        (["ours.npz", "set"], "networks of different weights"),
+        (["ours.npz", "set"], "not comparable"),
         (["good.npz", "set", "--kid"], "--kid needs images"),
-        (["set", "set", "--save-stats", "good.npz"], "it exists"),
-        (["set", "set", "--save-stats", "stats"], "must end in .npz"),
+        (["set", "set", "--save-stats", "good.npz"], "a new file.npz"),
+        (["set", "set", "--save-stats", "stats"], "a new file.npz"),
         (["set", "set", "--weights", "nowhere.pth"], "No such file"),
         (["set", "set", "--weights", "notes.txt"], "does not hold the weights"),
         (["set", "set", "--weights", "trap.pth"], "does not hold the weights"),
@@ -1246,14 +1297,16 @@ def test_download_takes_the_mirror_and_checks_the_hash(inception_file, monkeypat
 )
 def test_bad_input_of_fid_gets_one_line(argv, says, tmp_path, capsys, inception_file):
     as_files(photos(4), "set")
-    for name in ("empty", "broken", "folder-run"):
+    for name in ("empty", "broken", "folder-run", "unsaved"):
         Path(name).mkdir()
+    Path("unsaved/config.json").touch()
     Path("broken/a.png").write_bytes(b"no image")
     Path("notes.txt").write_text("no image")
     good = {"mu": np.zeros(5), "sigma": np.eye(5)}
     np.savez("good.npz", **good)
     np.savez("small.npz", mu=np.zeros(3), sigma=np.eye(3))
-    np.savez("ours.npz", **good, about=json.dumps({"weights_sha256": "0" * 64, "n_real": 9}))
+    np.savez("ours.npz", **good, about=json.dumps({"n": 9, "made_by": {"weights_sha256": "0" * 64}}))
+    np.savez("odd.npz", **good, about="[1]")
     np.savez("pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     np.savez("nan.npz", mu=np.zeros(2), sigma=np.full((2, 2), np.nan))
     np.savez("other.npz", x=np.zeros(2))

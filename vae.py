@@ -21,6 +21,7 @@ importance samples, the first 1,000 digits), in 5.3 minutes on two cores of an A
 import math
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,6 @@ import run_folder
 
 ReLU = lambda: nn.ReLU(inplace=True)  # 5% of a step on a CPU
 WARMUP = 500  # steps in which the learning rate rises to --lr
-FD_SAMPLES = 10000  # images drawn for the Fréchet distance
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -361,8 +361,7 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespac
     draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
-    samples = torch.cat(list(draw(model, FD_SAMPLES, seed=0)))
-    return results | fid.report(samples, data, args.data_dir, torch.device(args.device), folder)
+    return results | fid.report(partial(draw, model), data, args.data_dir, torch.device(args.device), folder)
 
 
 class Reconstruction(nn.Module):
