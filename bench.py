@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -177,7 +178,7 @@ def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
 
 def feature_extraction(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, float]:
     """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
-    pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: args.steps]
+    pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: args.steps // 2]
     common.setup(Namespace(device="cpu", bf16=bf16, seed=args.seed)) if ours else torch.manual_seed(args.seed)
     weights = fid.Inception().state_dict()
     with tempfile.TemporaryDirectory() as folder:
@@ -240,19 +241,22 @@ TABLES = {
         "fid.py": lambda args: feature_extraction(args, True),
         "fid.py --bf16": lambda args: feature_extraction(args, True, True),
     },
-    "Fréchet distance, 10,000 images": distance_rows(10000),
+    "Fréchet distance, 3,000 images": distance_rows(3000),
     "Fréchet distance, 1,000 images": distance_rows(1000),
 }
 
 
+SLOW = re.compile("--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    p.add_argument("--quick", action="store_true", help="fewer steps and rounds, without --compile")
+    p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
     p.add_argument(
         "--steps",
         type=common.number(int, WARM + 1),
         default=1000,
-        help="steps per row of vae.py; GRU rows: a 50th, generation: 4 times as many",
+        help="steps per row of vae.py; GRU rows: a 50th, generation: 4 times as many, Inception: images, half as many",
     )
     p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
     p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
@@ -266,11 +270,11 @@ def main() -> None:
         print(json.dumps(figures | {"peak MB": peak}))
         return
     if args.quick:
-        args.steps, args.rounds = min(args.steps, 400), 1
+        args.steps, args.rounds = min(args.steps, 300), 1
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     for table, rows in TABLES.items():
-        rows = [row for row in rows if args.only in f"{table}: {row}" and not (args.quick and "--compile" in row)]
+        rows = [row for row in rows if args.only in f"{table}: {row}" and not (args.quick and SLOW(table + row))]
         if not rows:
             continue
         measured = {row: [] for row in rows}
