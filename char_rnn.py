@@ -604,7 +604,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.generate or args.score or args.export):
         return train(args, device)
 
-    numbers, folder = run_folder.find_weights("char_rnn.pth", args, write=args.export)
+    numbers, folder = run_folder.find_weights("char_rnn", "char_rnn.pth", args, write=args.export)
     model = build(numbers).to(device).eval()
     if args.generate:
         write(args, model, numbers["chars"])

@@ -46,7 +46,7 @@ URLS = [
     f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}",
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME.replace('pt_', 'weights-')}",  # the same
 ]
-GENERATORS = {"vae.pth": "vae"}  # weights file -> script; each has build(numbers) and draw(model, n, seed)
+GENERATORS = {"vae.pth": ("vae",), "generator.pth": ("gan_mnist",)}  # weights file -> scripts with build() and draw()
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
 say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output is for the result
@@ -54,7 +54,7 @@ say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output i
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder (or its vae.pth)"
+    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder (or its weights file)"
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
     add = p.add_argument
@@ -240,7 +240,7 @@ def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
         net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data)
         path.parent.mkdir(parents=True, exist_ok=True)
         run_folder.save({"script": "fid", "state_dict": net.cpu().state_dict()}, path)
-    net.load_state_dict(run_folder.load(path, "fid", "state_dict")["state_dict"])
+    net.load_state_dict(run_folder.load(path, ("fid",), "state_dict")["state_dict"])
     net.sha256 = _sha256(path)
     net = net.to(device).eval().requires_grad_(False)
     logits = torch.cat([net.classifier(x) for x in features(data.test, net)])
@@ -451,10 +451,11 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
         return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
-    for weights, script in GENERATORS.items():
+    for weights, scripts in GENERATORS.items():
         file = path if path.name == weights else path / weights
         if file.is_file():
-            state, module = run_folder.load(file, script, "trained_on"), importlib.import_module(script)
+            state = run_folder.load(file, scripts, "trained_on")
+            module = importlib.import_module(state["script"])
             model = module.build(state).to(device).eval()
             draw = lambda _, draw=module.draw, model=model: draw(model, args.n, seed)
             return Source(str(file), args.n, draw, state["image_size"], seed=seed)
@@ -592,6 +593,20 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
     return result
 
 
+def judge(net: nn.Module, real: Tensor) -> Callable[[Iterable], dict[str, object]]:
+    """A function that measures samples, uint8 batches, against held-out images, whose statistics are taken once."""
+    keep, key = isinstance(net, LeNet), net.metric.lower().replace("-", "_")
+    target = statistics(features(real, net))
+
+    def measure(samples: Iterable) -> dict[str, object]:
+        s = statistics(features(samples, net), keep)
+        about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
+        value = distance(target.mu, target.factor, s.mu, s.factor)
+        return {key: value, f"{key}_about": about} | (classes(s.features, net) if keep else {})
+
+    return measure
+
+
 def report(
     draw: Callable[[int, int], Iterable], data: images.ImageData, data_dir: str, device: torch.device, run: Path
 ) -> dict[str, object]:
@@ -600,21 +615,17 @@ def report(
     FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
     and the device is no CPU, which would take minutes; else a line says how to get it. Never ends a run.
     """
-    results, hint = {}, f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
+    results = {}
     makers = [lambda: lenet(data, data_dir, device)]
     makers += [lambda: inception(download=False).to(device)] if device.type != "cpu" else []
     for make in makers:
         try:
-            net = make()
-            real, fake = (statistics(features(x, net), net.metric != "FID") for x in (data.test, draw(SAMPLES, 0)))
-            about = made_by(net) | {"n_real": real.n, "n_generated": fake.n, "split": "test", "seed": 0}
-            key = net.metric.lower().replace("-", "_")
-            results |= {key: distance(real.mu, real.factor, fake.mu, fake.factor), f"{key}_about": about}
-            results |= classes(fake.features, net) if fake.features is not None else {}
-            warn_if_few("held-out", real.n)
+            results |= judge(make(), data.test)(draw(SAMPLES, 0))
+            warn_if_few("held-out", len(data.test))
         except (OSError, ValueError, RuntimeError) as error:  # this must not end a run that is trained
             say(f"left out: {error}")
     if "fid" not in results:
+        hint = f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
         print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))
     return results
 

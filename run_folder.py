@@ -38,8 +38,8 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(part, path)
 
 
-def load(path: Path, script: str, key: str) -> dict[str, Any]:
-    """The dictionary with `key` that `script` saved, on the CPU. Only tensors and plain values: no code runs."""
+def load(path: Path, scripts: tuple[str, ...], key: str) -> dict[str, Any]:
+    """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -48,27 +48,29 @@ def load(path: Path, script: str, key: str) -> dict[str, Any]:
         fail(f"{path} cannot be read: {error.strerror}")
     except Exception as error:  # a foreign or damaged file can raise anything
         fail(f"{path} cannot be read as a checkpoint: {error!r}")
-    if not isinstance(state, dict) or state.get("script") != script:
-        fail(f"{path} was not saved by {script}.py: {state.get('script') if isinstance(state, dict) else type(state)}")
+    script = state.get("script") if isinstance(state, dict) else type(state)
+    if script not in scripts:
+        fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}")
     if key not in state:
         fail(f"{path} is another kind of file of {script}.py: it holds no {key}")
     return state
 
 
-def find_weights(name: str, args: argparse.Namespace, write: bool = True) -> tuple[dict[str, Any], Path]:
-    """The weights SCRIPT.pth that the flags mean, and the folder for what is made of them.
+def find_weights(script: str, name: str, args: argparse.Namespace, write: bool = True) -> tuple[dict[str, Any], Path]:
+    """The weights file `name` that the flags mean, and the folder for what is made of them.
 
     From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
     numbers do not contradict the flags given. The folder is made if it is to be written to.
     """
-    script, shipped = Path(name).stem, Path(__file__).parent / "weights" / name
-    paths = [*sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True), shipped]
+    shipped = Path(__file__).parent / "weights" / name
+    paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
+    paths += [shipped] if shipped.exists() else []
     named, given = Path(args.weights or args.out or ""), dict(args.given)
     if args.weights or args.out:
         paths = [named if named.is_file() else named / name]
         given.pop("data", None)  # a data set may have moved since
     for path in paths:
-        state = load(path, script, "trained_on")
+        state = load(path, (script,), "trained_on")
         differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
             print(
@@ -83,9 +85,8 @@ def find_weights(name: str, args: argparse.Namespace, write: bool = True) -> tup
             if write and not os.access(folder, os.W_OK):
                 fail(f"{folder} cannot be written to")
             return state, folder
-    fail(
-        f"no trained weights fit these flags: {path} has {', '.join(differ)}; train first, or name some with --weights"
-    )
+    best = f" fit these flags: {path} has {', '.join(differ)}" if paths else f" in runs/{script}-*"
+    fail(f"no trained weights{best}; train first, or name some with --weights")
 
 
 class Run:
@@ -114,7 +115,7 @@ class Run:
                 print(f"--fresh: the old run is now {self.folder.rename(aside)}")
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "last.pth").exists():
-                self._continue(load(self.folder / "last.pth", self.script, "flags"))
+                self._continue(load(self.folder / "last.pth", (self.script,), "flags"))
             (self.folder / "config.json").write_text(json.dumps(config, indent=1))
         except OSError as error:
             fail(f"the run folder cannot be written: {error}; name another with --out")

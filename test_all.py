@@ -18,6 +18,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 import char_rnn
 import common
 import fid
+import gan_mnist
 import images
 import run_folder
 import vae
@@ -38,7 +40,7 @@ torch.set_num_threads(1)  # on networks this small, threads only wait for each o
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
-SCRIPTS = [vae, char_rnn, fid]
+SCRIPTS = [vae, char_rnn, gan_mnist, fid]
 NEEDED = {fid: ["real", "generated"]}  # arguments without which a script does nothing
 
 
@@ -1322,6 +1324,174 @@ def test_bad_input_of_fid_gets_one_line(argv, says, tmp_path, capsys, inception_
     if "--weights" not in argv and "lenet" not in argv:
         argv = [*argv, "--weights", str(inception_file)]
     assert says in error_line(capsys, fid.main, argv) and not Path("executed").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- gan_mnist.py
+
+
+def test_networks_of_the_course():
+    count = lambda model: sum(p.numel() for p in model.parameters())
+    x, z = torch.rand(3, 784) * 2 - 1, gan_mnist.sample_noise(3, 4, seed=1)
+    assert z.shape == (3, 4) and torch.equal(z, gan_mnist.sample_noise(3, 4, seed=1)) and not torch.equal(z, -z)
+    noise = gan_mnist.sample_noise(1000, 50)
+    assert -1 <= noise.min() < -0.99 and 0.99 < noise.max() <= 1 and abs(noise.var() - 1 / 3) < 0.01
+    for build, n in ((gan_mnist.discriminator, 267009), (gan_mnist.build_dc_classifier, 1102721)):
+        D = build(seed=0)
+        assert isinstance(D, nn.Sequential) and count(D) == n and D(x).shape == (3, 1)
+        assert same(D.state_dict(), build(seed=0).state_dict()) and not same(D.state_dict(), build(seed=1).state_dict())
+    for build, n in ((gan_mnist.generator, 1858320), (gan_mnist.build_dc_generator, 6580801)):
+        G = build(seed=0)
+        assert isinstance(G, nn.Sequential) and count(G) == n and same(G.state_dict(), build(4, 0).state_dict())
+        assert G(z).shape == (3, 784) and G(z).abs().max() <= 1
+        assert build(noise_dim=7)(torch.rand(2, 7)).shape == (2, 784)
+    kinds = lambda model, kind: [m for m in model.modules() if isinstance(m, kind)]
+    assert {m.negative_slope for m in kinds(gan_mnist.build_dc_classifier(), nn.LeakyReLU)} == {0.01}
+    assert [m.kernel_size for m in kinds(gan_mnist.build_dc_generator(), nn.ConvTranspose2d)] == [(4, 4), (4, 4)]
+    adam = gan_mnist.get_optimizer(gan_mnist.discriminator()).param_groups[0]
+    assert (adam["lr"], adam["betas"]) == (1e-3, (0.5, 0.999))
+
+
+def test_gan_losses_are_the_formulas():
+    real, fake = torch.randn(2, 50, 1, generator=torch.Generator().manual_seed(0)) * 3
+    r, f = real.double().numpy(), fake.double().numpy()
+    D = lambda s: 1 / (1 + np.exp(-s))
+    for ours, exact in (
+        (gan_mnist.discriminator_loss(real, fake), -np.log(D(r)).mean() - np.log(1 - D(f)).mean()),
+        (gan_mnist.generator_loss(fake), -np.log(D(f)).mean()),
+        (gan_mnist.ls_discriminator_loss(real, fake), ((r - 1) ** 2).mean() / 2 + (f**2).mean() / 2),
+        (gan_mnist.ls_generator_loss(fake), ((f - 1) ** 2).mean() / 2),
+        (gan_mnist.bce_loss(real, torch.full_like(real, 0.3)), -(0.3 * np.log(D(r)) + 0.7 * np.log(1 - D(r))).mean()),
+    ):
+        assert ours.item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_gan_losses_are_stable():
+    s = torch.tensor([[1000.0], [-1000.0], [0.0]], requires_grad=True)
+    assert gan_mnist.bce_loss(s, torch.ones_like(s)).item() == pytest.approx((1000 + math.log(2)) / 3)
+    assert gan_mnist.bce_loss(s, torch.zeros_like(s)).item() == pytest.approx((1000 + math.log(2)) / 3)
+    (gan_mnist.discriminator_loss(s, -s) + gan_mnist.generator_loss(s)).backward()
+    oracle = s.detach().clone().requires_grad_()
+    bce = nn.functional.binary_cross_entropy_with_logits
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    (bce(oracle, one) + bce(-oracle, zero) + bce(oracle, one)).backward()
+    torch.testing.assert_close(s.grad, oracle.grad)
+
+
+TINY_GAN = ["--data", "digits", "--batch-size", "8", "--noise-dim", "3", "--save-every", "3", "--log-every", "4"]
+
+
+@pytest.mark.parametrize("arch", ["dense", "conv"])
+def test_each_step_changes_its_own_network(arch, monkeypatch):
+    """D's step leaves G and its gradients alone; G's step changes G, and no gradient reaches D's weights."""
+    networks, seen, get_optimizer = [], [], gan_mnist.get_optimizer
+    weights = lambda: [[p.detach().clone() for p in m.parameters()] for m in networks]
+    gradients = lambda m: [None if p.grad is None else p.grad.clone() for p in m.parameters()]
+
+    def spied(model, lr):
+        optimizer, number = get_optimizer(model, lr), len(networks)
+        networks.append(model)
+        step = optimizer.step
+
+        def stepped():
+            before = weights()
+            step()
+            changed = [not same(a, b) for a, b in zip(before, weights(), strict=True)]
+            seen.append((number, changed, [gradients(m) for m in networks]))
+
+        optimizer.step = stepped
+        return optimizer
+
+    monkeypatch.setattr(gan_mnist, "get_optimizer", spied)
+    monkeypatch.setattr(fid, "report", lambda *_: {})
+    monkeypatch.setattr(fid, "SAMPLES", 500)
+    gan_mnist.main([*TINY_GAN, "--arch", arch, "--steps", "2"])
+    G, D = 0, 1
+    assert [number for number, _, _ in seen] == [D, G, D, G]
+    assert [changed for _, changed, _ in seen] == [[False, True], [True, False]] * 2
+    assert seen[0][2][G] == [None] * len(seen[0][2][G])
+    for first, second in zip(seen, seen[1:], strict=False):
+        other = 1 - second[0]
+        assert same(first[2][other], second[2][other])  # what one network learns from, the other's step has not touched
+
+
+@pytest.mark.parametrize(("arch", "loss", "ema"), [("dense", "gan", "0"), ("conv", "lsgan", "0.9")])
+def test_gan_resume_is_exact(arch, loss, ema, monkeypatch):
+    monkeypatch.setattr(fid, "report", lambda *_: {})
+    monkeypatch.setattr(fid, "SAMPLES", 500)
+    argv = [*TINY_GAN, "--arch", arch, "--loss", loss, "--ema", ema]
+    gan_mnist.main([*argv, "--steps", "8", "--out", "whole"])
+    gan_mnist.main([*argv, "--steps", "5", "--out", "halves"])
+    gan_mnist.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2"])
+    whole, halves = (torch.load(f"{name}/last.pth", weights_only=True) for name in ("whole", "halves"))
+    assert all(same(whole[k], halves[k]) for k in ("G", "D", "G_optimizer", "D_optimizer")) and whole["step"] == 8
+    gan_mnist.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
+    assert not same(whole["G"], torch.load("seed1/last.pth", weights_only=True)["G"])  # the check can fail
+    saved = torch.load("whole/generator.pth", weights_only=True)["state_dict"]
+    assert same(saved, whole["G"]) == (ema == "0")
+    if ema != "0":
+        averaged = {k.removeprefix("module."): v for k, v in whole["averaged"].items()}
+        assert all(torch.equal(saved[k], averaged[k]) for k in saved)
+
+
+def test_a_gan_from_start_to_samples(capsys):
+    gan_mnist.main([*TINY_GAN, "--steps", "8", "--sample-every", "8"])
+    folder, found = Path("runs/gan_mnist-digits-gan-dense"), capsys.readouterr()
+    assert found.out.splitlines()[-1].startswith(
+        f"{folder}: trained and measured on digits (1618 + 179 images of (1, 28"
+    )
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "step,split,d_loss,g_loss,d_x,d_g_z,fd_lenet,class_entropy"
+    assert [row.split(",")[:2] for row in rows[1:4]] == [["4", "train"], ["4", "after G's step"], ["8", "train"]]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["class_entropy"] < 1 and "step 8: mode collapse, class entropy" in found.out
+    assert picture(folder / "samples/step_0000008.png").shape == (8 * 29 + 1, 8 * 29 + 1, 3)
+    D = gan_mnist.discriminator()
+    D.load_state_dict(torch.load(folder / "discriminator.pth", weights_only=True)["state_dict"])
+
+    fid.main(["digits:test", str(folder), "--features", "lenet", "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["value"] == pytest.approx(results["fd_lenet"], rel=1e-6) and measured["size_real"] == 28
+    grids = []
+    for seed in ("0", "0", "1"):
+        gan_mnist.main(["--generate", "--n", "9", "--seed", seed])
+        grids.append(picture(folder / "generated.png"))
+    assert np.array_equal(grids[0], grids[1]) and not np.array_equal(grids[0], grids[2])
+
+
+def test_a_discriminator_that_wins_is_noticed():
+    rows = lambda losses: [{"split": split, "d_loss": loss} for loss in losses for split in ("train", "other")]
+    run = lambda *losses: Namespace(args=Namespace(log_every=100), rows=rows(losses))
+    assert [gan_mnist.won_by_D(run(*losses)) for losses in ((), (0.001,), (0.5,), (0.5, 0.009, 0.001))] == [
+        0,
+        100,
+        0,
+        200,
+    ]
+
+
+def test_ctrl_c_saves_a_gan():
+    process = start_and_save("gan_mnist.py", *TINY_GAN, "--steps", "1000000", "--out", "run")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    step = torch.load("run/last.pth", weights_only=True)["step"]
+    assert process.returncode == 128 + signal.SIGINT and f"stopped at step {step} and saved" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--data", "colour"], "in colour"),
+        (["--data", "digits", "--arch", "conv", "--batch-size", "1"], "at least 2"),
+        (["--noise-dim", "0"], "--noise-dim"),
+        (["--ema", "1"], "--ema"),
+        (["--loss", "wgan"], "--loss"),
+        (["--generate"], "no trained weights in runs/gan_mnist-*"),
+        (["--generate", "--weights", "nowhere"], "nowhere/generator.pth cannot be read"),
+    ],
+)
+def test_bad_gan_input_gets_one_line(argv, says, capsys):
+    as_files(photos(4), "colour")
+    assert says in error_line(capsys, gan_mnist.main, argv)
 
 
 def test_works_with_the_four_packages_alone(tmp_path):

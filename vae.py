@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.generate or args.interpolate or args.eval or args.export):
         return train(args, device)
 
-    numbers, folder = run_folder.find_weights("vae.pth", args)
+    numbers, folder = run_folder.find_weights("vae", "vae.pth", args)
     model = build(numbers).to(device).eval()
     if args.generate:
         common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))

@@ -1,0 +1,285 @@
+"""Generative adversarial networks on MNIST: GAN and LSGAN, dense and convolutional.
+
+Goodfellow et al. 2014, "Generative Adversarial Networks", arXiv 1406.2661. Mao et al. 2016, "Least Squares Generative
+Adversarial Networks", arXiv 1611.04076. The discriminator D tells data x from samples G(z), the generator G learns to
+be taken for data. Each makes its own loss small, in turns (algorithm 1, one step of D for each of G):
+
+    gan      D: −E[log D(x)] − E[log(1 − D(G(z)))]        G: −E[log D(G(z))]         (section 3, non-saturating)
+    lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]          G: ½ E[(D(G(z)) − 1)²]     (eq. 9, scores instead of D)
+
+Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3; z uniform in (−1, 1); the
+convolutional generator is that of InfoGAN (Chen et al. 2016, arXiv 1606.03657, appendix C.1) without its codes.
+
+    python gan_mnist.py                            # dense networks; the same again continues
+    python gan_mnist.py --loss lsgan --arch conv
+    python gan_mnist.py --generate --n 100         # a grid of new digits from the newest run
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import common
+import images
+import run_folder
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3)  # ten epochs of MNIST
+    add = p.add_argument_group("model").add_argument
+    add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
+    add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
+    add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
+    add("--ema", type=common.number(float, 0, below=1), default=0.0, help="decay of averaged weights of G; 0 is none")
+    add = p.add_argument_group("trained weights").add_argument
+    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
+    return common.parse_args(p, argv)
+
+
+def sample_noise(batch_size: int, dim: int, seed: int | None = None) -> Tensor:
+    """z (batch_size, dim), uniform in (−1, 1)."""
+    _seed(seed)
+    return 2 * torch.rand(batch_size, dim) - 1
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+def discriminator(seed: int | None = None) -> nn.Sequential:
+    """Dense D: images (B, 784) -> scores (B, 1)."""
+    _seed(seed)
+    return nn.Sequential(
+        nn.Linear(784, 256),
+        nn.LeakyReLU(0.01),
+        nn.Linear(256, 256),
+        nn.LeakyReLU(0.01),
+        nn.Linear(256, 1),
+    )
+
+
+def generator(noise_dim: int = 4, seed: int | None = None) -> nn.Sequential:
+    """Dense G: z (B, noise_dim) -> images (B, 784) in [−1, 1]."""
+    _seed(seed)
+    return nn.Sequential(
+        nn.Linear(noise_dim, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 784),
+        nn.Tanh(),
+    )
+
+
+def build_dc_classifier(batch_size: int = 128, seed: int | None = None) -> nn.Sequential:  # noqa: ARG001
+    """Convolutional D: images (B, 784) -> scores (B, 1). Any batch size will do; the course's signature names one."""
+    _seed(seed)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 32, 5),  # (B, 32, 24, 24)
+        nn.LeakyReLU(0.01),
+        nn.MaxPool2d(2),  # (B, 32, 12, 12)
+        nn.Conv2d(32, 64, 5),  # (B, 64, 8, 8)
+        nn.LeakyReLU(0.01),
+        nn.MaxPool2d(2),  # (B, 64, 4, 4)
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 64, 4 * 4 * 64),
+        nn.LeakyReLU(0.01),
+        nn.Linear(4 * 4 * 64, 1),
+    )
+
+
+def build_dc_generator(noise_dim: int = 4, seed: int | None = None) -> nn.Sequential:
+    """Convolutional G: z (B, noise_dim) -> images (B, 784) in [−1, 1]."""
+    _seed(seed)
+    return nn.Sequential(
+        nn.Linear(noise_dim, 1024),
+        nn.ReLU(),
+        nn.BatchNorm1d(1024),
+        nn.Linear(1024, 7 * 7 * 128),
+        nn.ReLU(),
+        nn.BatchNorm1d(7 * 7 * 128),
+        nn.Unflatten(1, (128, 7, 7)),
+        nn.ConvTranspose2d(128, 64, 4, 2, 1),  # (B, 64, 14, 14)
+        nn.ReLU(),
+        nn.BatchNorm2d(64),
+        nn.ConvTranspose2d(64, 1, 4, 2, 1),  # (B, 1, 28, 28)
+        nn.Tanh(),
+        nn.Flatten(),
+    )
+
+
+def bce_loss(input: Tensor, target: Tensor) -> Tensor:
+    """Mean of −t log σ(s) − (1 − t) log(1 − σ(s)) = log(1 + e^s) − s t over logits s: no sigmoid, so no log 0."""
+    return (F.softplus(input) - input * target).mean()
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """−E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits)."""
+    return bce_loss(logits_real, torch.ones_like(logits_real)) + bce_loss(logits_fake, torch.zeros_like(logits_fake))
+
+
+def generator_loss(logits_fake: Tensor) -> Tensor:
+    """−E[log D(G(z))]: where D is sure, its gradient does not vanish as that of E[log(1 − D(G(z)))] does."""
+    return bce_loss(logits_fake, torch.ones_like(logits_fake))
+
+
+def ls_discriminator_loss(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
+    """½ E[(D(x) − 1)²] + ½ E[D(G(z))²]."""
+    return 0.5 * ((scores_real - 1) ** 2).mean() + 0.5 * (scores_fake**2).mean()
+
+
+def ls_generator_loss(scores_fake: Tensor) -> Tensor:
+    """½ E[(D(G(z)) − 1)²]."""
+    return 0.5 * ((scores_fake - 1) ** 2).mean()
+
+
+def get_optimizer(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=True)
+
+
+def build(numbers: dict) -> nn.Sequential:
+    """The generator that the flags describe, or that a weights file describes and holds."""
+    make = {"dense": generator, "conv": build_dc_generator}
+    try:
+        G = make[numbers["arch"]](numbers["noise_dim"])
+        if "state_dict" in numbers:
+            G.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        common.fail(error)
+    return G.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def sample(G: nn.Sequential, z: Tensor) -> Tensor:
+    """Images (B, 1, 28, 28) in [0, 1], with the statistics that BatchNorm has gathered."""
+    training = G.training
+    x = G.eval()(z.to(next(G.parameters()).device)).float()
+    G.train(training)
+    return (x.view(-1, 1, 28, 28) + 1) / 2
+
+
+def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples as uint8 (500, 1, 28, 28) at a time: the same for the same seed."""
+    torch.manual_seed(seed)
+    for drawn in range(0, n, 500):
+        yield common.to_uint8(sample(G, sample_noise(min(500, n - drawn), G[0].in_features)))
+
+
+def won_by_D(run: run_folder.Run) -> int:
+    """Steps for which D's logged loss has been below 0.01 by now."""
+    losses = [row["d_loss"] for row in reversed(run.rows) if row["split"] == "train"]
+    return run.args.log_every * next((i for i, loss in enumerate(losses) if loss >= 0.01), len(losses))
+
+
+def train(args: Namespace, device: torch.device) -> None:
+    import fid
+
+    data = images.load_images(args.data, "mnist", args.data_dir, 28)
+    if data.train.shape[1] != 1:
+        common.fail(f"{data} is in colour; gan_mnist.py is made for grey images, dcgan.py for colour")
+    if args.arch == "conv" and args.batch_size == 1:
+        common.fail("--batch-size 1: BatchNorm in --arch conv needs at least 2 images")
+    numbers = {k: getattr(args, k) for k in ("loss", "arch", "noise_dim")}
+    numbers |= {"image_size": 28, "data": data.source, "trained_on": f"{data}{data.note}"}
+
+    G = build(numbers).to(device)
+    D = {"dense": discriminator, "conv": build_dc_classifier}[args.arch]()
+    D = D.to(device, memory_format=torch.channels_last)
+    if args.loss == "gan":
+        d_loss_fn, g_loss_fn, probability = discriminator_loss, generator_loss, torch.sigmoid
+    else:
+        d_loss_fn, g_loss_fn, probability = ls_discriminator_loss, ls_generator_loss, lambda scores: scores
+    G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
+    averaged = args.ema and AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+    shown_G = averaged.module if averaged else G
+
+    variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}" + (f"-ema{args.ema:g}" if args.ema else "")
+    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
+    objects |= {"averaged": averaged} if averaged else {}
+    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
+    run = run_folder.Run(args, variant, data, objects, weights)
+    if run.finished():
+        return
+    try:
+        judge = fid.judge(fid.lenet(data, args.data_dir, device), data.test)
+    except ValueError as error:  # nothing is labelled
+        judge = print(f"FD-LeNet and class entropy are left out: {error}")
+    pixels = common.to_device(data.train, device)
+    noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
+    fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+
+    for step in run.steps():
+        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)]
+        x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
+
+        # (1) update D: on data and on samples that no gradient goes through
+        with autocast:
+            with torch.no_grad():
+                x_fake = fast_G(noise())
+            logits_real, logits_fake = fast_D(torch.cat([x, x_fake])).float().chunk(2)  # each (B, 1)
+        d_loss = d_loss_fn(logits_real, logits_fake)
+        D_optimizer.zero_grad()
+        d_loss.backward()
+        D_optimizer.step()
+
+        # (2) update G: through D, whose weights need no gradient now
+        D.requires_grad_(False)
+        z = noise()
+        with autocast:
+            logits_fake = fast_D(fast_G(z)).float()
+        g_loss = g_loss_fn(logits_fake)
+        G_optimizer.zero_grad()
+        g_loss.backward()
+        G_optimizer.step()
+        D.requires_grad_(True)
+        if averaged:
+            averaged.update_parameters(G)
+
+        d_x, d_g_z = probability(logits_real).mean(), probability(logits_fake).mean()
+        run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=d_x, d_g_z=d_g_z)
+        if step % args.sample_every == 0 or step == args.steps:
+            torch.manual_seed(0)
+            grid = sample(shown_G, sample_noise(64, args.noise_dim))
+            common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
+            if judge:
+                seen = judge(draw(shown_G, fid.SAMPLES, seed=0))
+                run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
+                if seen["class_entropy"] < 1:
+                    print(
+                        f"WARNING: step {step}: mode collapse, class entropy {seen['class_entropy']:.2f} nats of 2.30"
+                    )
+        if step % args.log_every == 0:
+            run.add("after G's step", d_g_z=probability(D(2 * sample(G, z).flatten(1) - 1)).mean())
+            run.log()
+            if 500 <= won_by_D(run) < 500 + args.log_every:
+                print(
+                    f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps; G learns nothing from such a D"
+                )
+    results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder)
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    if not args.generate:
+        return train(args, device)
+
+    numbers, folder = run_folder.find_weights("gan_mnist", "generator.pth", args)
+    G = build(numbers).to(device)
+    x = sample(G, sample_noise(args.n, numbers["noise_dim"]))
+    common.save_grid(x, folder / "generated.png", math.ceil(args.n**0.5))
+    print(folder / "generated.png")
+
+
+if __name__ == "__main__":
+    main()
