@@ -28,6 +28,7 @@ from torchvision import transforms
 import char_rnn
 import common
 import fid
+import gan_mnist
 import images
 import vae
 
@@ -35,10 +36,10 @@ BATCH, WARM = 64, 200  # the first steps, slow everywhere and minutes long with 
 
 
 class PerImage(Dataset):
-    """Like torchvision's MNIST: a PIL image per item, then the margin to 32 pixels and ToTensor."""
+    """Like torchvision's MNIST: a PIL image per item, then a margin and ToTensor."""
 
-    def __init__(self, pixels: torch.Tensor) -> None:
-        self.pixels, self.transform = pixels, transforms.Compose([transforms.Pad(2), transforms.ToTensor()])
+    def __init__(self, pixels: torch.Tensor, margin: int) -> None:
+        self.pixels, self.transform = pixels, transforms.Compose([transforms.Pad(margin), transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -51,7 +52,7 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
     """What courses and tutorials do: image by image through a DataLoader, float32, sigmoid and then BCE."""
     data = images.load_images(None, "mnist", args.data_dir, 32)
     pixels = images.load_images(None, "mnist", args.data_dir, 28).train
-    loader = DataLoader(PerImage(pixels), BATCH, shuffle=True, num_workers=workers)
+    loader = DataLoader(PerImage(pixels, 2), BATCH, shuffle=True, num_workers=workers)
     torch.manual_seed(args.seed)
     model = vae.build_vae("tsinghua", 10)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -73,10 +74,10 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
     return {"images/s": BATCH * (step - WARM) / seconds, "test ELBO": -vae.evaluate(model, data.test, 1.0)["loss"]}
 
 
-def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
-    """vae.py as it stands, with its logging and sampling; the evaluation at the end is not timed."""
+def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
+    """(steps/s, results.json) of a script as it stands, with its logging; the evaluation at the end is not timed."""
     vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
-    fid.report = lambda *_: {}
+    fid.lenet, fid.judge, fid.report = lambda *_: None, lambda *_: None, lambda *_: {}
     clock, indices = {}, common.batch_indices
 
     def noting_the_time(n: int, size: int, step: int, seed: int) -> torch.Tensor:
@@ -85,11 +86,53 @@ def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
 
     common.batch_indices = noting_the_time
     with tempfile.TemporaryDirectory() as out:
-        argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out, *flags]
-        vae.main([*argv, "--latent-dim", "10", "--batch-size", str(BATCH)])
+        argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out]
+        script.main([*argv, *flags])
         results = json.load(open(f"{out}/results.json"))
-    seconds = 60 * results["train_minutes"] - (clock[WARM + 1] - clock[1])
-    return {"images/s": BATCH * (args.steps - WARM) / seconds, "test ELBO": results["elbo"]}
+    return (args.steps - WARM) / (60 * results["train_minutes"] - (clock[WARM + 1] - clock[1])), results
+
+
+def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
+    rate, results = timed(vae, args, "--latent-dim", "10", "--batch-size", str(BATCH), *flags)
+    return {"images/s": BATCH * rate, "test ELBO": results["elbo"]}
+
+
+def course_gan(args: Namespace, arch: str) -> dict[str, float]:
+    """The course's loop: images through a DataLoader, float32, samples detached for D, G's gradients also made for D."""
+    pixels = images.load_images(None, "mnist", args.data_dir, 28).train
+    loader = DataLoader(PerImage(pixels, 0), 128, shuffle=True, drop_last=True)
+    torch.manual_seed(args.seed)
+    dense = arch == "dense"
+    D = gan_mnist.discriminator() if dense else gan_mnist.build_dc_classifier()
+    G = gan_mnist.generator(96) if dense else gan_mnist.build_dc_generator(96)
+    D_solver, G_solver = (torch.optim.Adam(m.parameters(), 1e-3, betas=(0.5, 0.999)) for m in (D, G))
+    step = 0
+    while step < args.steps:
+        for x in loader:
+            step += 1
+            D_solver.zero_grad()
+            logits_real = D(2 * (x.view(-1, 784) - 0.5))
+            logits_fake = D(G(gan_mnist.sample_noise(128, 96)).detach())
+            gan_mnist.discriminator_loss(logits_real, logits_fake).backward()
+            D_solver.step()
+            G_solver.zero_grad()
+            gan_mnist.generator_loss(D(G(gan_mnist.sample_noise(128, 96)))).backward()
+            G_solver.step()
+            if step == WARM:
+                began = time.perf_counter()
+            if step == args.steps:
+                break
+    return {"images/s": 128 * (step - WARM) / (time.perf_counter() - began)}
+
+
+def gan_rows(arch: str) -> dict:
+    row = lambda *flags: lambda args: {"images/s": 128 * timed(gan_mnist, args, "--arch", arch, *flags)[0]}
+    return {
+        "the course's loop": lambda args: course_gan(args, arch),
+        "gan_mnist.py --no-bf16": row("--no-bf16"),
+        "gan_mnist.py": row(),
+        "gan_mnist.py --compile": row("--compile"),
+    }
 
 
 class CourseGRU(nn.Module):
@@ -236,6 +279,8 @@ TABLES = {
     "GRU training, 2 layers of 256, batch 64, sequences of 64": gru_rows(256, 2, 64),
     "GRU training, 3 layers of 512, batch 128, sequences of 64": gru_rows(512, 3, 128),
     "GRU generation, 2 layers of 256, batch 1": {"nn.GRU": torch_gru_generation, "char_rnn.py": our_generation},
+    "gan_mnist.py, dense, batch 128": gan_rows("dense"),
+    "gan_mnist.py, conv, batch 128": gan_rows("conv"),
     "Inception features and their covariance, float32": {
         "pytorch-fid": lambda args: feature_extraction(args, False),
         "fid.py": lambda args: feature_extraction(args, True),
@@ -246,7 +291,7 @@ TABLES = {
 }
 
 
-SLOW = re.compile("--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
+SLOW = re.compile("conv|--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
 
 
 def main() -> None:
@@ -256,7 +301,7 @@ def main() -> None:
         "--steps",
         type=common.number(int, WARM + 1),
         default=1000,
-        help="steps per row of vae.py; GRU rows: a 50th, generation: 4 times as many, Inception: images, half as many",
+        help="steps of vae.py and gan_mnist.py; GRU: a 50th of it, generation: 4 times, Inception: half as many images",
     )
     p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
     p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
