@@ -98,7 +98,7 @@ def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
 
 
 def course_gan(args: Namespace, arch: str) -> dict[str, float]:
-    """The course's loop: images through a DataLoader, float32, samples detached for D, G's gradients also made for D."""
+    """The course's loop: a DataLoader, float32, samples detached for D, all of D differentiated for G."""
     pixels = images.load_images(None, "mnist", args.data_dir, 28).train
     loader = DataLoader(PerImage(pixels, 0), 128, shuffle=True, drop_last=True)
     torch.manual_seed(args.seed)

@@ -23,7 +23,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import common
 import images
@@ -198,7 +198,9 @@ def train(args: Namespace, device: torch.device) -> None:
     else:
         d_loss_fn, g_loss_fn, probability = ls_discriminator_loss, ls_generator_loss, lambda scores: scores
     G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
-    averaged = args.ema and AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+    weight = lambda n: (10 / (n + 10)).clamp(min=1 - args.ema)  # so that early averages do not remember the start
+    average = lambda mean, new, n: mean + weight(n) * (new - mean)
+    averaged = args.ema and AveragedModel(G, avg_fn=average, use_buffers=True)
     shown_G = averaged.module if averaged else G
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}" + (f"-ema{args.ema:g}" if args.ema else "")
