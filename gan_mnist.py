@@ -36,7 +36,12 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
-    add("--ema", type=common.number(float, 0, below=1), default=0.0, help="decay of averaged weights of G; 0 is none")
+    add(
+        "--ema",
+        type=common.number(float, 0, below=1),
+        default=0.999,
+        help="decay of the averaged weights of G; 0 is none",
+    )
     add = p.add_argument_group("trained weights").add_argument
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     return common.parse_args(p, argv)
@@ -142,7 +147,8 @@ def ls_generator_loss(scores_fake: Tensor) -> Tensor:
 
 
 def get_optimizer(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
-    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=True)
+    fused = next(model.parameters()).device.type != "mps"
+    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=fused)
 
 
 def build(numbers: dict) -> nn.Sequential:
@@ -173,6 +179,12 @@ def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
         yield common.to_uint8(sample(G, sample_noise(min(500, n - drawn), G[0].in_features)))
 
 
+def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+    """Exponential moving averages; the first ones weigh all steps alike, so that they do not remember the start."""
+    if means[0].is_floating_point():  # else BatchNorm's counter, which nothing reads
+        torch._foreach_lerp_(means, weights, max(1 - decay, 10 / (10 + n.item())))
+
+
 def won_by_D(run: run_folder.Run) -> int:
     """Steps for which D's logged loss has been below 0.01 by now."""
     losses = [row["d_loss"] for row in reversed(run.rows) if row["split"] == "train"]
@@ -198,22 +210,21 @@ def train(args: Namespace, device: torch.device) -> None:
     else:
         d_loss_fn, g_loss_fn, probability = ls_discriminator_loss, ls_generator_loss, lambda scores: scores
     G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
-    weight = lambda n: (10 / (n + 10)).clamp(min=1 - args.ema)  # so that early averages do not remember the start
-    average = lambda mean, new, n: mean + weight(n) * (new - mean)
-    averaged = args.ema and AveragedModel(G, avg_fn=average, use_buffers=True)
+    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(average, args.ema), use_buffers=True)
     shown_G = averaged.module if averaged else G
 
-    variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}" + (f"-ema{args.ema:g}" if args.ema else "")
+    variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}"
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     objects |= {"averaged": averaged} if averaged else {}
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
+    judge = None
     try:
         judge = fid.judge(fid.lenet(data, args.data_dir, device), data.test)
     except ValueError as error:  # nothing is labelled
-        judge = print(f"FD-LeNet and class entropy are left out: {error}")
+        print(f"FD-LeNet and class entropy are left out: {error}")
     pixels = common.to_device(data.train, device)
     noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
     fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
@@ -254,18 +265,15 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
             if judge:
                 seen = judge(draw(shown_G, fid.SAMPLES, seed=0))
-                run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
-                if seen["class_entropy"] < 1:
-                    print(
-                        f"WARNING: step {step}: mode collapse, class entropy {seen['class_entropy']:.2f} nats of 2.30"
-                    )
+                entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
+                run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
+                if entropy < 1:
+                    print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
         if step % args.log_every == 0:
             run.add("after G's step", d_g_z=probability(D(2 * sample(G, z).flatten(1) - 1)).mean())
             run.log()
             if 500 <= won_by_D(run) < 500 + args.log_every:
-                print(
-                    f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps; G learns nothing from such a D"
-                )
+                print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D has won, G learns nothing")
     results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
