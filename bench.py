@@ -39,7 +39,8 @@ class PerImage(Dataset):
     """Like torchvision's MNIST: a PIL image per item, then a margin and ToTensor."""
 
     def __init__(self, pixels: torch.Tensor, margin: int) -> None:
-        self.pixels, self.transform = pixels, transforms.Compose([transforms.Pad(margin), transforms.ToTensor()])
+        pad = [transforms.Pad(margin)] if margin else []
+        self.pixels, self.transform = pixels, transforms.Compose([*pad, transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -75,7 +76,7 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
 
 
 def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
-    """(steps/s, results.json) of a script as it stands, with its logging; the evaluation at the end is not timed."""
+    """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
     vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
     fid.lenet, fid.judge, fid.report = lambda *_: None, lambda *_: None, lambda *_: {}
     clock, indices = {}, common.batch_indices

@@ -5,10 +5,11 @@ Adversarial Networks", arXiv 1611.04076. The discriminator D tells data x from s
 be taken for data. Each makes its own loss small, in turns (algorithm 1, one step of D for each of G):
 
     gan      D: −E[log D(x)] − E[log(1 − D(G(z)))]        G: −E[log D(G(z))]         (section 3, non-saturating)
-    lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]          G: ½ E[(D(G(z)) − 1)²]     (eq. 9, scores instead of D)
+    lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]          G: ½ E[(D(G(z)) − 1)²]     (eq. 9; D is the score itself)
 
-Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3; z uniform in (−1, 1); the
-convolutional generator is that of InfoGAN (Chen et al. 2016, arXiv 1606.03657, appendix C.1) without its codes.
+Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3 (initialised as PyTorch does);
+z uniform in (−1, 1); the convolutional generator is that of InfoGAN (Chen et al. 2016, arXiv 1606.03657, appendix C.1)
+without its codes; what is shown, measured and saved is an average of G's weights over its last steps.
 
     python gan_mnist.py                            # dense networks; the same again continues
     python gan_mnist.py --loss lsgan --arch conv
@@ -32,30 +33,27 @@ import run_folder
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3)  # ten epochs of MNIST
+    p.set_defaults(log_every=67, sample_every=938)  # a seventh of an epoch, and two
     add = p.add_argument_group("model").add_argument
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
-    add(
-        "--ema",
-        type=common.number(float, 0, below=1),
-        default=0.999,
-        help="decay of the averaged weights of G; 0 is none",
-    )
+    average_help = "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none"
+    add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
     add = p.add_argument_group("trained weights").add_argument
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     return common.parse_args(p, argv)
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
 
 
 def sample_noise(batch_size: int, dim: int, seed: int | None = None) -> Tensor:
     """z (batch_size, dim), uniform in (−1, 1)."""
     _seed(seed)
     return 2 * torch.rand(batch_size, dim) - 1
-
-
-def _seed(seed: int | None) -> None:
-    if seed is not None:
-        torch.manual_seed(seed)
 
 
 def discriminator(seed: int | None = None) -> nn.Sequential:
@@ -147,6 +145,7 @@ def ls_generator_loss(scores_fake: Tensor) -> Tensor:
 
 
 def get_optimizer(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
+    """Adam with the course's β = (0.5, 0.999)."""
     fused = next(model.parameters()).device.type != "mps"
     return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=fused)
 
@@ -180,15 +179,15 @@ def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
 
 
 def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-    """Exponential moving averages; the first ones weigh all steps alike, so that they do not remember the start."""
+    """An exponential moving average; early on over about a tenth of the steps so far, so that it forgets the start."""
     if means[0].is_floating_point():  # else BatchNorm's counter, which nothing reads
         torch._foreach_lerp_(means, weights, max(1 - decay, 10 / (10 + n.item())))
 
 
 def won_by_D(run: run_folder.Run) -> int:
     """Steps for which D's logged loss has been below 0.01 by now."""
-    losses = [row["d_loss"] for row in reversed(run.rows) if row["split"] == "train"]
-    return run.args.log_every * next((i for i, loss in enumerate(losses) if loss >= 0.01), len(losses))
+    rows = (row for row in reversed(run.rows) if row["split"] == "train")
+    return run.step - next((row["step"] for row in rows if row["d_loss"] >= 0.01), 0)
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -223,14 +222,16 @@ def train(args: Namespace, device: torch.device) -> None:
     judge = None
     try:
         judge = fid.judge(fid.lenet(data, args.data_dir, device), data.test)
-    except ValueError as error:  # nothing is labelled
+    except (OSError, ValueError, RuntimeError) as error:  # nothing is labelled; no classifier can be kept
         print(f"FD-LeNet and class entropy are left out: {error}")
     pixels = common.to_device(data.train, device)
     noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
+    taken_for_data = lambda z: probability(D(2 * sample(G, z).flatten(1) - 1)).mean()  # D(G(z)), G in eval mode
     fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
+        logged, sampled = step % args.log_every == 0, step % args.sample_every == 0
         x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)]
         x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
@@ -247,33 +248,34 @@ def train(args: Namespace, device: torch.device) -> None:
         # (2) update G: through D, whose weights need no gradient now
         D.requires_grad_(False)
         z = noise()
+        if logged:
+            run.add("before G's step", d_g_z=taken_for_data(z))
         with autocast:
             logits_fake = fast_D(fast_G(z)).float()
         g_loss = g_loss_fn(logits_fake)
         G_optimizer.zero_grad()
         g_loss.backward()
         G_optimizer.step()
+        if logged:
+            run.add("after G's step", d_g_z=taken_for_data(z))
         D.requires_grad_(True)
         if averaged:
             averaged.update_parameters(G)
 
-        d_x, d_g_z = probability(logits_real).mean(), probability(logits_fake).mean()
-        run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=d_x, d_g_z=d_g_z)
-        if step % args.sample_every == 0 or step == args.steps:
-            torch.manual_seed(0)
-            grid = sample(shown_G, sample_noise(64, args.noise_dim))
+        run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
+        if sampled or step == args.steps:
+            grid = sample(shown_G, sample_noise(64, args.noise_dim, seed=0))
             common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
-            if judge:
-                seen = judge(draw(shown_G, fid.SAMPLES, seed=0))
-                entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
-                run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
-                if entropy < 1:
-                    print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
-        if step % args.log_every == 0:
-            run.add("after G's step", d_g_z=probability(D(2 * sample(G, z).flatten(1) - 1)).mean())
+        if sampled and judge:
+            seen = judge(draw(shown_G, fid.SAMPLES, seed=0))
+            entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
+            run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
+            if entropy < min(1, most / 2):
+                print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+        if logged or sampled:
             run.log()
-            if 500 <= won_by_D(run) < 500 + args.log_every:
-                print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D has won, G learns nothing")
+        if logged and 500 <= won_by_D(run) < 500 + args.log_every:
+            print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
     results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
@@ -286,8 +288,8 @@ def main(argv: list[str] | None = None) -> None:
 
     numbers, folder = run_folder.find_weights("gan_mnist", "generator.pth", args)
     G = build(numbers).to(device)
-    x = sample(G, sample_noise(args.n, numbers["noise_dim"]))
-    common.save_grid(x, folder / "generated.png", math.ceil(args.n**0.5))
+    x = torch.cat(list(draw(G, args.n, args.seed)))
+    common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
     print(folder / "generated.png")
 
 
