@@ -15,8 +15,8 @@ without its codes; what is shown, measured and saved is an average of G's weight
     python gan_mnist.py --loss lsgan --arch conv
     python gan_mnist.py --generate --n 100         # a grid of new digits from the newest run
 
-Measured: FD-LeNet of 10,000 samples to MNIST's test digits 39.8 (gan), 34.9 (lsgan), 43.4 (gan, conv), 26.8 (lsgan, conv)
-after 4,690 steps, seed 0, in 0.6, 0.6, 5.3 and 5.8 minutes on two cores of an AMD EPYC (Zen 5), bf16.
+Measured: FD-LeNet of 10,000 samples to MNIST's test digits 39.8 (gan), 34.9 (lsgan), 43.4 (gan, conv), 26.8 (lsgan,
+conv) after 4,690 steps, seed 0, in 0.6, 0.6, 5.3 and 5.8 minutes on two cores of an AMD EPYC (Zen 5), bf16.
 """
 
 import math
