@@ -33,6 +33,7 @@ import zlib
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -471,8 +472,7 @@ def train(args: Namespace, device: torch.device) -> None:
     numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
     model = build(numbers).to(device)
-    weight = lambda n: (10 / (n + 10)).clamp(min=1 - args.ema)  # so that early averages do not remember the start
-    averaged = AveragedModel(model, avg_fn=lambda mean, new, n: mean.lerp(new, weight(n)))
+    averaged = AveragedModel(model, multi_avg_fn=partial(common.average, args.ema))
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     cosine = lambda t: min(1, (t + 1) / WARMUP) * (1 + math.cos(math.pi * t / args.steps)) / 2
     if args.lr_schedule == "cosine":

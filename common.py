@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,6 +158,21 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Images in [0, 1] as save_grid's PNG has them: rounded to 0 ... 255."""
     return (images * 255 + 0.5).clamp(0, 255).byte()
+
+
+def drawn(sample: Callable[[int], torch.Tensor], n: int, seed: int) -> Iterator[torch.Tensor]:
+    """n images of sample(k), in [0, 1], as uint8, 500 at a time: the same for the same seed."""
+    torch.manual_seed(seed)
+    for done in range(0, n, 500):
+        yield to_uint8(sample(min(500, n - done)))
+
+
+def average(decay: float, means: list[torch.Tensor], weights: list[torch.Tensor], n: torch.Tensor) -> None:
+    """AveragedModel's moving average; early on over about a tenth of the steps so far, so that it forgets the start."""
+    weight = (10 / (n + 10)).clamp(min=1 - decay)
+    for mean, new in zip(means, weights, strict=True):
+        if mean.is_floating_point():  # else BatchNorm's counter, which nothing reads
+            mean.lerp_(new, weight.to(mean.dtype))
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -522,10 +522,8 @@ def read_stats(path: Path) -> Source:
 
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
     """In pytorch-fid's format; `about` is for read_stats."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        np.savez(file, mu=s.mu.numpy(), sigma=(s.factor.T @ s.factor).numpy(), about=json.dumps(about))
-    part.rename(path)
+    arrays = {"mu": s.mu.numpy(), "sigma": (s.factor.T @ s.factor).numpy(), "about": json.dumps(about)}
+    run_folder.write_whole(path, lambda file: np.savez(file, **arrays))
     say(f"statistics of {about['real']} ({s.n} images) written to {path}")
 
 
@@ -557,9 +555,12 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
         size = size or (None if sources[role].data else sources[role].size)
     if args.kid and any(source.known for source in sources.values()):
         raise ValueError("--kid needs images, not statistics")
-    shown = {source.size for source in sources.values() if not source.known}
-    if len(shown) > 1 and any(source.data for source in sources.values()):
-        say(f"WARNING: a data set, read as squares of {shown} pixels, is compared with images of other sizes")
+    sizes = {source.size for source in sources.values() if not source.known}
+    for source in sources.values():
+        if source.data and len(sizes) > 1:
+            say(
+                f"WARNING: {source.name}, read at {source.size} x {source.size}, is compared with images of other sizes"
+            )
 
     net = None
     if args.features == "lenet":
@@ -573,14 +574,14 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
     unknown = {"metric": "Fréchet distance", "features": "of .npz files that do not say which"}
     result = {"value": None} | (origins[0] if origins else unknown)
     result |= {"split": sources["real"].split}
-    result |= {"seed": args.seed if any(source.seed is not None for source in sources.values()) else None}
+    result |= {"seed": next((sources[r].seed for r in reversed(named) if sources[r].seed is not None), None)}
     both, keep = [], args.kid or args.features == "lenet"
     for role in named:  # REAL first
         source = sources[role]
         if not (s := source.known):
             batches = features(source.pictures(net.mode), net, args.batch_size, args.bf16)
             s = statistics(common.progress(batches, source.name, math.ceil(source.n / args.batch_size)), keep)
-            warn_if_few(source.name, s.n, "" if args.kid else "; --kid adds a measure without bias")
+        warn_if_few(source.name, s.n, "" if args.kid or source.known else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
         if out and role == "real":
             write_stats(out, s, {"n": s.n, "real": source.name, "made_by": origins[0]})
@@ -593,13 +594,16 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
     return result
 
 
-def judge(net: nn.Module, real: Tensor) -> Callable[[Iterable], dict[str, object]]:
-    """A function that measures samples, uint8 batches, against held-out images, whose statistics are taken once."""
+Draw = Callable[[int, int], Iterable]  # (n, seed) -> uint8 batches of n samples
+
+
+def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
+    """A function that measures a generator's samples against held-out images, whose statistics are taken once."""
     keep, key = isinstance(net, LeNet), net.metric.lower().replace("-", "_")
     target = statistics(features(real, net))
 
-    def measure(samples: Iterable) -> dict[str, object]:
-        s = statistics(features(samples, net), keep)
+    def measure(draw: Draw) -> dict[str, object]:
+        s = statistics(features(draw(SAMPLES, 0), net), keep)
         about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
         value = distance(target.mu, target.factor, s.mu, s.factor)
         return {key: value, f"{key}_about": about} | (classes(s.features, net) if keep else {})
@@ -608,19 +612,19 @@ def judge(net: nn.Module, real: Tensor) -> Callable[[Iterable], dict[str, object
 
 
 def report(
-    draw: Callable[[int, int], Iterable], data: images.ImageData, data_dir: str, device: torch.device, run: Path
+    draw: Draw, data: images.ImageData, data_dir: str, device: torch.device, run: Path, by_lenet: Callable | None = None
 ) -> dict[str, object]:
-    """What a training script says of its samples, uint8 batches from draw(n, seed), against data.test.
+    """What a training script says of its samples against data.test; by_lenet: judge(lenet(...), data.test), if made.
 
     FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
     and the device is no CPU, which would take minutes; else a line says how to get it. Never ends a run.
     """
     results = {}
-    makers = [lambda: lenet(data, data_dir, device)]
-    makers += [lambda: inception(download=False).to(device)] if device.type != "cpu" else []
+    makers = [lambda: by_lenet or judge(lenet(data, data_dir, device), data.test)]
+    makers += [lambda: judge(inception(download=False).to(device), data.test)] if device.type != "cpu" else []
     for make in makers:
         try:
-            results |= judge(make(), data.test)(draw(SAMPLES, 0))
+            results |= make()(draw)
             warn_if_few("held-out", len(data.test))
         except (OSError, ValueError, RuntimeError) as error:  # this must not end a run that is trained
             say(f"left out: {error}")

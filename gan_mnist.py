@@ -175,16 +175,8 @@ def sample(G: nn.Sequential, z: Tensor) -> Tensor:
 
 
 def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
-    """n samples as uint8 (500, 1, 28, 28) at a time: the same for the same seed."""
-    torch.manual_seed(seed)
-    for drawn in range(0, n, 500):
-        yield common.to_uint8(sample(G, sample_noise(min(500, n - drawn), G[0].in_features)))
-
-
-def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-    """An exponential moving average; early on over about a tenth of the steps so far, so that it forgets the start."""
-    if means[0].is_floating_point():  # else BatchNorm's counter, which nothing reads
-        torch._foreach_lerp_(means, weights, max(1 - decay, 10 / (10 + n.item())))
+    """n samples as uint8 batches (B, 1, 28, 28)."""
+    return common.drawn(lambda k: sample(G, sample_noise(k, G[0].in_features)), n, seed)
 
 
 def won_by_D(run: run_folder.Run) -> int:
@@ -212,7 +204,7 @@ def train(args: Namespace, device: torch.device) -> None:
     else:
         d_loss_fn, g_loss_fn, probability = ls_discriminator_loss, ls_generator_loss, lambda scores: scores
     G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
-    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(average, args.ema), use_buffers=True)
+    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
     shown_G = averaged.module if averaged else G
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}"
@@ -270,7 +262,7 @@ def train(args: Namespace, device: torch.device) -> None:
             grid = sample(shown_G, sample_noise(64, args.noise_dim, seed=0))
             common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
         if sampled and judge:
-            seen = judge(draw(shown_G, fid.SAMPLES, seed=0))
+            seen = judge(partial(draw, shown_G))
             entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
             run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
             if entropy < min(1, most / 2):
@@ -279,7 +271,7 @@ def train(args: Namespace, device: torch.device) -> None:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
-    results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder)
+    results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder, judge)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
 

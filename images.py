@@ -121,9 +121,7 @@ def _split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """(N, C, H, W) -> (N, C, size, size): a black margin of up to 4 pixels, or else bilinear, antialiased."""
     margin = size - images.shape[-1]
-    if (
-        0 <= margin <= 4 and images.shape[-2] == images.shape[-1]
-    ):  # MNIST to 32: a black margin, so that the digits keep their pixels
+    if 0 <= margin <= 4 and images.shape[-2] == images.shape[-1]:  # MNIST to 32: the digits keep their pixels
         return F.pad(images, (margin // 2, margin - margin // 2) * 2).contiguous()
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).contiguous()
 

@@ -16,10 +16,10 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,14 +28,19 @@ import torchvision
 from common import FREE, fail, progress
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save under a temporary name, flush to disk, rename: the old file or the new is there, never a half."""
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write under a temporary name, flush to disk, rename: the old file or the new is there, never a half."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
-        torch.save(state, file)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, whole or not at all."""
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path, scripts: tuple[str, ...], key: str) -> dict[str, Any]:

@@ -75,6 +75,15 @@ def start_and_save(*argv: str) -> subprocess.Popen:
     return process
 
 
+def stop(process: subprocess.Popen, number: int) -> int:
+    """The step at which a signal stops it, which it has to say and to have saved."""
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    step = torch.load("run/last.pth", weights_only=True)["step"]
+    assert process.returncode == 128 + number and f"stopped at step {step} and saved" in said
+    return step
+
+
 def picture(path: Path) -> np.ndarray:
     pixels = np.asarray(Image.open(path))
     assert pixels.std() > 1, f"{path} shows nothing"
@@ -681,11 +690,7 @@ def test_resume_is_exact(arch, monkeypatch):
 def test_sigterm_saves_and_kill_loses_nothing():
     """SIGTERM saves the step it was at; kill -9 at any moment leaves a folder that the same command continues."""
     argv = ["vae.py", *TINY, "--steps", "1000000", "--save-every", "1", "--log-every", "5", "--out", "run"]
-    process = start_and_save(*argv)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    step = torch.load("run/last.pth", weights_only=True)["step"]
-    assert process.returncode == 128 + signal.SIGTERM and f"stopped at step {step} and saved" in said
+    step = stop(start_and_save(*argv), signal.SIGTERM)
 
     chance = random.Random(0)
     for _ in range(50 if LONG else 3):
@@ -1166,7 +1171,7 @@ def test_lenet_is_trained_once(capsys, monkeypatch):
         fid.lenet(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
 
 
-def test_a_run_reports_what_the_command_measures(capsys):
+def test_a_run_reports_what_the_command_measures(capsys, inception_file):
     vae.main([*TINY, "--steps", "20", "--out", "run"])
     said, results = capsys.readouterr(), json.loads(Path("run/results.json").read_text())
     assert "python fid.py digits:test run" in said.out and "WARNING: held-out: 179 images" in said.err
@@ -1188,6 +1193,11 @@ def test_a_run_reports_what_the_command_measures(capsys):
         assert measured["seed"] == int(seed) and measured["n_generated"] == 501
         values.add(measured["value"])
     assert len(values) == 3
+    fid.main(["run", "run", "--json", "--save-stats", "x.npz", "--n", "4", "--weights", str(inception_file)])
+    assert json.loads(capsys.readouterr().out)["seed"] == 0  # GENERATED's; REAL draws from the next one
+    fid.main(["run", "x.npz", "--json", "--n", "4", "--weights", str(inception_file)])
+    again = json.loads(capsys.readouterr().out)
+    assert again["seed"] == 1 and again["value"] <= 1e-6
 
 
 def test_the_end_of_a_run_survives_samples_that_cannot_be_measured(tmp_path, capsys):
@@ -1227,10 +1237,13 @@ def test_command_and_statistics(inception_file, capsys):
     again = json.loads(capsys.readouterr().out)
     assert again["value"] <= 1e-6 and again["weights_sha256"] == net.sha256 and again["n_real"] == 10
     fid.main(["theirs.npz", "theirs.npz"])
-    assert re.match(r"Fréchet distance: \S+ \| features of .npz files that do not say", capsys.readouterr().out)
+    said = re.match(r"Fréchet distance: (\S+) \| features of .npz files that do not say which", capsys.readouterr().out)
+    assert float(said[1]) <= 1e-6
     fid.main(["digits:test", "--features", "lenet", "--save-stats", "lenet.npz"])
     fid.main(["lenet.npz", "lenet.npz"])
-    assert re.match(r"FD-LeNet: \S+ \| features LeNet-5", capsys.readouterr().out)
+    found = capsys.readouterr()
+    assert float(re.match(r"FD-LeNet: (\S+) \| features LeNet-5", found.out)[1]) <= 1e-6
+    assert "WARNING: lenet.npz: 179 images" in found.err
 
     fid.main([a, b, *weights, "--bf16", "--json"])
     found = capsys.readouterr()
@@ -1481,18 +1494,14 @@ def test_averaged_weights():
     """Behind a ramp the mean lags by its mean age, 1 / (1 − decay) − 1 steps in the end; counters are left alone."""
     mean, counter = torch.zeros(3, dtype=torch.float64), torch.tensor([7])
     for step in range(1, 10001):
-        gan_mnist.average(0.99, [mean], [torch.full_like(mean, step)], torch.tensor(step))
+        common.average(0.99, [mean], [torch.full_like(mean, step)], torch.tensor(step))
     assert mean.tolist() == pytest.approx([10000 - 99] * 3)
-    gan_mnist.average(0.99, [counter], [torch.tensor([9])], torch.tensor(5))
+    common.average(0.99, [counter], [torch.tensor([9])], torch.tensor(5))
     assert counter.item() == 7
 
 
 def test_ctrl_c_saves_a_gan():
-    process = start_and_save("gan_mnist.py", *TINY_GAN, "--steps", "1000000", "--out", "run")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    step = torch.load("run/last.pth", weights_only=True)["step"]
-    assert process.returncode == 128 + signal.SIGINT and f"stopped at step {step} and saved" in said
+    assert stop(start_and_save("gan_mnist.py", *TINY_GAN, "--steps", "1000000", "--out", "run"), signal.SIGINT) > 0
 
 
 @pytest.mark.parametrize(

@@ -244,10 +244,8 @@ def visible(model: VAE, x: Tensor) -> Tensor:
 
 
 def draw(model: VAE, n: int, seed: int) -> Iterator[Tensor]:
-    """n samples as uint8 (500, C, H, W) at a time: the same for the same seed."""
-    torch.manual_seed(seed)
-    for drawn in range(0, n, 500):
-        yield common.to_uint8(visible(model, model.sample(min(500, n - drawn))))
+    """n samples as uint8 batches (B, C, H, W)."""
+    return common.drawn(lambda k: visible(model, model.sample(k)), n, seed)
 
 
 @torch.no_grad()
