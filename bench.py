@@ -29,16 +29,18 @@ from torchvision import transforms
 
 import char_rnn
 import common
+import dcgan
 import fid
 import gan_mnist
 import images
 import vae
 
-BATCH, WARM = 64, 200  # the first steps, slow everywhere and minutes long with --compile, are not timed
+BATCH = 64
+warm = lambda steps: steps // 5  # the first steps, slow everywhere and minutes long with --compile, are not timed
 
 
 class PerImage(Dataset):
-    """Like torchvision's MNIST: a PIL image per item, then a margin and ToTensor."""
+    """Like torchvision's MNIST and CIFAR10: a PIL image per item, then a margin and ToTensor."""
 
     def __init__(self, pixels: torch.Tensor, margin: int) -> None:
         pad = [transforms.Pad(margin)] if margin else []
@@ -48,17 +50,17 @@ class PerImage(Dataset):
         return len(self.pixels)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return self.transform(Image.fromarray(self.pixels[i, 0].numpy()))
+        return self.transform(Image.fromarray(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()))
 
 
 def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], None]) -> float:
-    """Of a textbook loop, epoch after epoch, the first WARM steps not timed."""
+    """Of a textbook loop, epoch after epoch, the first steps not timed."""
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, x in zip(range(1, steps + 1), epochs, strict=False):
         update(x)
-        if step == WARM:
+        if step == warm(steps):
             began = time.perf_counter()
-    return (steps - WARM) / (time.perf_counter() - began)
+    return (steps - warm(steps)) / (time.perf_counter() - began)
 
 
 def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
@@ -85,7 +87,7 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
 def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
     """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
     vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
-    fid.lenet, fid.judge, fid.report = lambda *_: None, lambda *_: None, lambda *_: {}
+    fid.judges, fid.report = lambda *_: {}, lambda *_: {}
     clock, indices = {}, common.batch_indices
 
     def noting_the_time(n: int, size: int, step: int, seed: int) -> torch.Tensor:
@@ -97,7 +99,8 @@ def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
         argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out]
         script.main([*argv, *flags])
         results = json.load(open(f"{out}/results.json"))
-    return (args.steps - WARM) / (60 * results["train_minutes"] - (clock[WARM + 1] - clock[1])), results
+    slow = warm(args.steps)
+    return (args.steps - slow) / (60 * results["train_minutes"] - (clock[slow + 1] - clock[1])), results
 
 
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
@@ -135,6 +138,55 @@ def gan_rows(arch: str) -> dict:
         "gan_mnist.py --no-bf16": row("--no-bf16"),
         "gan_mnist.py": row(),
         "gan_mnist.py --compile": row("--compile"),
+    }
+
+
+def photographs(args: Namespace) -> str:
+    folder = Path(args.data_dir, "cifar10-jpeg")
+    return str(folder) if folder.exists() else "digits"
+
+
+def examples_dcgan(args: Namespace, size: int) -> dict[str, float]:
+    """The loop of pytorch/examples: 2 workers, float32, one sample for both steps, all of D differentiated for G."""
+    data = images.load_images(photographs(args), "", args.data_dir, size)
+    loader = DataLoader(PerImage(data.train, 0), 128, shuffle=True, drop_last=True, num_workers=2)
+    torch.manual_seed(args.seed)
+    channels, bce = data.train.shape[1], F.binary_cross_entropy_with_logits
+    shape = {"latent_dim": 100, "hidden_dim": 64, "channels": channels, "image_size": size, "spectral_norm": False}
+    G, D = (
+        dcgan.build(shape, kind).to(memory_format=torch.contiguous_format)
+        for kind in (dcgan.Generator, dcgan.Discriminator)
+    )
+    G_solver, D_solver = (torch.optim.Adam(m.parameters(), 2e-4, betas=(0.5, 0.999)) for m in (G, D))
+    one, zero = torch.ones(128, 1), torch.zeros(128, 1)
+
+    def update(x: Tensor) -> None:
+        D_solver.zero_grad()
+        bce(D(2 * x - 1), one).backward()
+        x_fake = G(torch.randn(128, 100))
+        bce(D(x_fake.detach()), zero).backward()
+        D_solver.step()
+        G_solver.zero_grad()
+        bce(D(x_fake), one).backward()
+        G_solver.step()
+
+    return {"images/s": 128 * steps_per_second(loader, fewer(args).steps, update)}
+
+
+def fewer(args: Namespace) -> Namespace:
+    """A 25th of the steps, where each takes so much longer."""
+    return Namespace(**vars(args) | {"steps": max(5, args.steps // 25)})
+
+
+def dcgan_rows(size: int) -> dict:
+    flags = ("--hidden-dim", "64", "--image-size", str(size))
+    run = lambda args, *more: timed(dcgan, fewer(args), *flags, "--data", photographs(args), *more)
+    row = lambda *more: lambda args: {"images/s": 128 * run(args, *more)[0]}
+    return {
+        "pytorch/examples' loop": lambda args: examples_dcgan(args, size),
+        "dcgan.py --no-bf16": row("--no-bf16"),
+        "dcgan.py": row(),
+        "dcgan.py --compile": row("--compile"),
     }
 
 
@@ -286,6 +338,8 @@ TABLES = {
     "GRU generation, 2 layers of 256, batch 1": {"nn.GRU": torch_gru_generation, "char_rnn.py": our_generation},
     "gan_mnist.py, dense, batch 128": gan_rows("dense"),
     "gan_mnist.py, conv, batch 128": gan_rows("conv"),
+    "dcgan.py at 32 pixels, batch 128": dcgan_rows(32),
+    "dcgan.py at 64 pixels, batch 128": dcgan_rows(64),
     "Inception features and their covariance, float32": {
         "pytorch-fid": lambda args: feature_extraction(args, False),
         "fid.py": lambda args: feature_extraction(args, True),
@@ -296,7 +350,7 @@ TABLES = {
 }
 
 
-SLOW = re.compile("conv|--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
+SLOW = re.compile("conv|64 pixels|--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
 
 
 def main() -> None:
@@ -304,9 +358,9 @@ def main() -> None:
     p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
     p.add_argument(
         "--steps",
-        type=common.number(int, WARM + 1),
+        type=common.number(int, 5),
         default=1000,
-        help="steps of vae.py and gan_mnist.py; GRU: a 50th of it, generation: 4 times, Inception: half as many images",
+        help="vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images",
     )
     p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
     p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")

@@ -187,6 +187,7 @@ def export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], path: Path)
     inputs: an example batch of at least 3 for a model in eval mode; the exported ones take any batch size.
     """
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
+    model = model.to(memory_format=torch.contiguous_format)  # torch.export warns of others
     archive, batch = path.with_suffix(".pt2"), torch.export.Dim("batch")
     two, outputs = tuple(x[:2] for x in inputs), lambda y: y if isinstance(y, tuple) else (y,)
     torch.jit.save(torch.jit.trace(model, two), path)

@@ -46,7 +46,8 @@ URLS = [
     f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}",
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME.replace('pt_', 'weights-')}",  # the same
 ]
-GENERATORS = {"vae.pth": ("vae",), "generator.pth": ("gan_mnist",)}  # weights file -> scripts with build() and draw()
+GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
+WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
 say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output is for the result
@@ -451,16 +452,15 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
         return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
-    for weights, scripts in GENERATORS.items():
-        file = path if path.name == weights else path / weights
-        if file.is_file():
-            state = run_folder.load(file, scripts, "trained_on")
-            module = importlib.import_module(state["script"])
-            model = module.build(state).to(device).eval()
-            draw = lambda _, draw=module.draw, model=model: draw(model, args.n, seed)
-            return Source(str(file), args.n, draw, state["image_size"], seed=seed)
+    candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
+    if file := next(filter(Path.is_file, candidates), None):
+        state = run_folder.load(file, GENERATORS, "trained_on")
+        module = importlib.import_module(state["script"])
+        model = module.build(state).to(device).eval()
+        draw = lambda _: module.draw(model, args.n, seed)
+        return Source(str(file), args.n, draw, state["image_size"], seed=seed)
     if (path / "config.json").exists():
-        raise ValueError(f"{text} is a run folder, but holds no {' or '.join(GENERATORS)}")
+        raise ValueError(f"{text} is a run folder, but holds no {' or '.join(WEIGHTS)}")
     if path.is_dir():
         files = images.image_files(path)
         return Source(text, len(files), lambda mode: folder_images(path, mode, args.batch_size), _side(path / files[0]))
@@ -611,23 +611,35 @@ def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
     return measure
 
 
-def report(
-    draw: Draw, data: images.ImageData, data_dir: str, device: torch.device, run: Path, by_lenet: Callable | None = None
-) -> dict[str, object]:
-    """What a training script says of its samples against data.test; by_lenet: judge(lenet(...), data.test), if made.
-
-    FD-LeNet and the classes where the data have classes. FID too where the Inception weights are in torch hub's cache
-    and the device is no CPU, which would take minutes; else a line says how to get it. Never ends a run.
+def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[str, Callable[[Draw], dict]]:
+    """What can measure samples against data.test here: "fd_lenet" where the data have classes, "fid" where the
+    Inception weights are in torch hub's cache and the device is no CPU, which would take minutes. Never ends a run.
     """
-    results = {}
-    makers = [lambda: by_lenet or judge(lenet(data, data_dir, device), data.test)]
-    makers += [lambda: judge(inception(download=False).to(device), data.test)] if device.type != "cpu" else []
-    for make in makers:
+    makers = {"fd_lenet": lambda: lenet(data, data_dir, device)}
+    makers |= {"fid": lambda: inception(download=False).to(device)} if device.type != "cpu" else {}
+    found = {}
+    for key, make in makers.items():
         try:
-            results |= make()(draw)
-            warn_if_few("held-out", len(data.test))
-        except (OSError, ValueError, RuntimeError) as error:  # this must not end a run that is trained
-            say(f"left out: {error}")
+            found[key] = judge(make(), data.test)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # nothing is labelled; no weights; no classifier can be kept
+            say(f"{key} is left out: {error}")
+    if found:
+        warn_if_few("held-out", len(data.test))
+    return found
+
+
+def report(draw: Draw, judged_by: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
+    """What a training script says of its samples in the end, by judges(...); a line says how to get the FID."""
+    results = {}
+    for key, measure in judged_by.items():
+        try:
+            results |= measure(draw)
+        except (ValueError, RuntimeError) as error:  # this must not end a run that is trained
+            say(f"{key} is left out: {error}")
     if "fid" not in results:
         hint = f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
         print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))

@@ -214,11 +214,7 @@ def train(args: Namespace, device: torch.device) -> None:
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
-    judge = None
-    try:
-        judge = fid.judge(fid.lenet(data, args.data_dir, device), data.test)
-    except (OSError, ValueError, RuntimeError) as error:  # nothing is labelled; no classifier can be kept
-        print(f"FD-LeNet and class entropy are left out: {error}")
+    judges = fid.judges(data, args.data_dir, device)
     pixels = common.to_device(data.train, device)
     noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
     taken_for_data = lambda z: probability(D(2 * sample(G, z).flatten(1) - 1)).mean()  # D(G(z)), G in eval mode
@@ -261,8 +257,9 @@ def train(args: Namespace, device: torch.device) -> None:
         if sampled or step == args.steps:
             grid = sample(shown_G, sample_noise(64, args.noise_dim, seed=0))
             common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
-        if sampled and judge:
-            seen = judge(partial(draw, shown_G))
+        if sampled and "fd_lenet" in judges:
+            run.check()
+            seen = judges["fd_lenet"](partial(draw, shown_G))
             entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
             run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
             if entropy < min(1, most / 2):
@@ -271,7 +268,7 @@ def train(args: Namespace, device: torch.device) -> None:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
-    results = fid.report(partial(draw, shown_G), data, args.data_dir, device, run.folder, judge)
+    results = fid.report(partial(draw, shown_G), judges, data, args.data_dir, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
 

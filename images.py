@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import sys
 import tarfile
 import tempfile
@@ -233,8 +234,8 @@ def name_broken(broken: list[str], n: int, folder: Path) -> None:
 
 
 def _colour_and_side(files: list[Path]) -> tuple[str, int]:
-    """("L" or "RGB", the smallest side in pixels) of some of the files; one in colour makes the whole set colour."""
-    modes, sides = set(), [1 << 20]
+    """("L" or "RGB", the usual smaller side in pixels) of some files; one in colour makes the whole set colour."""
+    modes, sides = set(), []
     for file in files:
         try:
             with Image.open(file) as image:
@@ -242,7 +243,9 @@ def _colour_and_side(files: list[Path]) -> tuple[str, int]:
                 sides.append(min(image.size))
         except Exception:  # counted and named when all are decoded
             continue
-    return ("L" if modes and modes <= {"1", "L", "LA", "I", "I;16", "F"} else "RGB"), min(sides)
+    return ("L" if modes and modes <= {"1", "L", "LA", "I", "I;16", "F"} else "RGB"), statistics.median_low(
+        sides or [0]
+    )
 
 
 def _decode_all(folder: Path, files: list[str], mode: str, size: int, out: Path) -> None:

@@ -67,7 +67,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, write: bool =
     From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
     numbers do not contradict the flags given. The folder is made if it is to be written to.
     """
-    shipped = Path(__file__).parent / "weights" / name
+    shipped = Path(__file__).parent / f"weights/{script}.pth"
     paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
     paths += [shipped] if shipped.exists() else []
     named, given = Path(args.weights or args.out or ""), dict(args.given)
@@ -143,7 +143,7 @@ class Run:
 
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
-        self._means()
+        self.check()
         for name, (model, numbers) in self.weights.items():
             weights = {key: value.cpu() for key, value in model.state_dict().items()}
             save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
@@ -207,7 +207,7 @@ class Run:
         for name, value in ({"n": 1} | terms).items():
             sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
 
-    def _means(self) -> dict[str, dict[str, float]]:
+    def check(self) -> dict[str, dict[str, float]]:
         """Averages since the last row. What is not finite ends the run before it is saved over something good."""
         means = {
             split: {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
@@ -221,7 +221,7 @@ class Run:
     def log(self) -> None:
         """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
         text = []
-        for split, means in self._means().items():
+        for split, means in self.check().items():
             self.rows.append({"step": self.step, "split": split} | means)
             text.append(f"{split} " + " ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
             for name, mean in means.items() if self.events else ():

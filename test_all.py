@@ -30,6 +30,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 
 import char_rnn
 import common
+import dcgan
 import fid
 import gan_mnist
 import images
@@ -40,7 +41,7 @@ torch.set_num_threads(1)  # on networks this small, threads only wait for each o
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
-SCRIPTS = [vae, char_rnn, gan_mnist, fid]
+SCRIPTS = [vae, char_rnn, gan_mnist, dcgan, fid]
 NEEDED = {fid: ["real", "generated"]}  # arguments without which a script does nothing
 
 
@@ -1204,7 +1205,7 @@ def test_the_end_of_a_run_survives_samples_that_cannot_be_measured(tmp_path, cap
     """A generator that makes one image only is measured; a single held-out image is left out with a line."""
     data = images.load_images("digits", "mnist", "data", 28)
     constant = lambda *_: [torch.full((500, 1, 28, 28), 77, dtype=torch.uint8)]
-    results = fid.report(constant, data, "data", torch.device("cpu"), Path("run"))
+    results = fid.report(constant, fid.judges(data, "data", torch.device("cpu")), data, "data", Path("run"))
     assert results["fd_lenet"] > 1 and results["class_entropy"] == 0
 
     for i in range(12):
@@ -1519,6 +1520,295 @@ def test_ctrl_c_saves_a_gan():
 def test_bad_gan_input_gets_one_line(argv, says, capsys):
     as_files(photos(4), "colour")
     assert says in error_line(capsys, gan_mnist.main, argv)
+
+
+# ------------------------------------------------------------------------------------------------------------ dcgan.py
+
+
+def test_tsinghua_gan_table():
+    """Every row of the course's table, seen by forward hooks, and its mirror."""
+    shape = {"latent_dim": 7, "hidden_dim": 5, "channels": 1, "image_size": 32, "spectral_norm": False}
+    G, D, rows = dcgan.build_generator("tsinghua", 7, 5), dcgan.build(shape, dcgan.Discriminator), []
+    assert [p.shape for p in G.parameters()] == [p.shape for p in dcgan.build(shape).parameters()]
+    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.ReLU | nn.LeakyReLU | nn.Tanh
+    for leaf in [m for m in [*G.modules(), *D.modules()] if isinstance(m, kinds)]:
+        leaf.register_forward_hook(lambda m, _, y: rows.append((m, tuple(y.shape[1:]))))
+    x = G(torch.randn(2, 7, 1, 1))
+    assert (
+        D(x).shape == (2, 1)
+        and x.abs().max() <= 1
+        and dcgan.build_generator("tsinghua", 7).net[0][0].out_channels == 64
+    )
+    geometry = lambda m: (m.kernel_size[0], m.stride[0], m.padding[0]) if hasattr(m, "stride") else ()
+    seen = [(type(m).__name__, shape, *geometry(m)) for m, shape in rows]
+    up = lambda shape, *how: [("ConvTranspose2d", shape, *how), ("BatchNorm2d", shape), ("ReLU", shape)]
+    down = lambda shape: [("Conv2d", shape, 4, 2, 1), ("BatchNorm2d", shape), ("LeakyReLU", shape)]
+    table = up((20, 4, 4), 4, 1, 0) + up((10, 8, 8), 4, 2, 1) + up((5, 16, 16), 4, 2, 1)
+    table += [("ConvTranspose2d", (1, 32, 32), 4, 2, 1), ("Tanh", (1, 32, 32))]
+    first = down((5, 16, 16))
+    assert seen == table + [first[0], first[2]] + down((10, 8, 8)) + down((20, 4, 4)) + [("Conv2d", (1, 1, 1), 4, 1, 0)]
+    assert {m.negative_slope for m in D.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
+
+
+@pytest.mark.parametrize(("featuremap", "channels"), [(4, 3), (2, 3), (2, 1), (1, 3)])
+def test_dcgan_networks_of_the_course(featuremap, channels):
+    torch.manual_seed(0)
+    side = 16 * featuremap
+    G, D = dcgan.Generator(100, featuremap, channels), dcgan.Discriminator((channels, side, side))
+    assert sum(p.numel() for m in (G, D) for p in m.parameters()) < 25e6
+    x = G.sample(3)
+    assert x.shape == (3, channels, side, side) and not x.requires_grad and D(x).shape == (3, 1)
+    logits = D(torch.randn(64, channels, side, side))
+    assert logits.min() < 0 < logits.max()  # no probabilities
+    for model in (G, D):
+        for m in model.modules():
+            if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and m.weight.numel() > 10000:
+                assert abs(m.weight.mean()) < 1e-3 and m.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            elif isinstance(m, nn.BatchNorm2d):
+                assert m.weight.mean().item() == pytest.approx(1, abs=0.01) and 0.01 < m.weight.std() < 0.03
+                assert not m.bias.any()
+    G(torch.randn(2, 100)).sum().backward()
+    gradients = lambda: [p.grad.clone() for p in G.parameters()]
+    before = gradients()
+    D(G.sample(3)).sum().backward()
+    assert same(gradients(), before)  # the gradient flows into G only when it is asked for
+    D(G.sample(3, with_grad=True)).sum().backward()
+    assert not any(torch.equal(a, b) for a, b in zip(gradients(), before, strict=True))
+
+
+def test_spectral_norm():
+    torch.manual_seed(0)
+    D = dcgan.Discriminator((3, 32, 32), (8, 16), spectral_norm=True)
+    for _ in range(200):
+        D(batch(3))  # each pass is a step of the power iteration
+    D.eval()
+    for m in D.modules():
+        assert not isinstance(m, nn.BatchNorm2d)
+        if isinstance(m, nn.Conv2d):
+            assert torch.linalg.svdvals(m.weight.flatten(1))[0].item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_dcgan_losses_are_the_formulas(label):
+    real, fake = torch.randn(2, 50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    r, f = real.numpy(), fake.numpy()
+    nll = lambda s, t: -(t * np.log(1 / (1 + np.exp(-s))) + (1 - t) * np.log(1 / (1 + np.exp(s)))).mean()
+    half_square = lambda s, t: ((s - t) ** 2).mean() / 2
+    D_loss, G_loss, smooth = dcgan.discriminator_loss_fn, dcgan.generator_loss_fn, abs(label - 0.1)
+    least_squares = {"data_label": label, "error": dcgan.squared_error}
+    for ours, exact in (
+        (D_loss(real, fake, label), nll(r, label) + nll(f, 1 - label)),
+        (D_loss(real, fake, label, label_smoothing=0.1), nll(r, smooth) + nll(f, 1 - label)),
+        (G_loss(fake, label), nll(f, label)),
+        (D_loss(real, fake, **least_squares), half_square(r, label) + half_square(f, 1 - label)),
+        (G_loss(fake, **least_squares), half_square(f, label)),
+        (
+            dcgan.hinge_discriminator_loss(real, fake),
+            np.maximum(0, 1 - r).mean() + np.maximum(0, 1 + f).mean(),
+        ),
+        (dcgan.hinge_generator_loss(fake), -f.mean()),
+    ):
+        assert ours.item() == pytest.approx(exact, rel=1e-12)
+    assert D_loss(real, fake) == D_loss(real, fake, 0) and G_loss(fake) == G_loss(fake, 0)  # the course's default
+
+    torch.manual_seed(0)
+    noisy = D_loss(real, fake, label, 0.3)
+    torch.manual_seed(0)
+    t_real = label + 0.3 * (torch.rand_like(real).numpy() - 0.5)  # the data's first
+    t_fake = 1 - label + 0.3 * (torch.rand_like(fake).numpy() - 0.5)
+    assert noisy.item() == pytest.approx(nll(r, t_real) + nll(f, t_fake), rel=1e-12)
+    y = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    D_loss(y, y, label, 0.3).backward()
+    assert y.grad.isfinite().all()
+
+
+def test_fuzzy_labels_are_in_range():
+    labels = []
+    remember = lambda y, t: labels.append(t) or y.sum()
+    y = torch.zeros(5000, 1)
+    dcgan.discriminator_loss_fn(y, y, 0, 0.4, error=remember)
+    for t, middle in zip(labels, (0, 1), strict=True):
+        assert middle - 0.2 <= t.min() < middle - 0.19 and middle + 0.19 < t.max() <= middle + 0.2
+        assert t.mean() == pytest.approx(middle, abs=0.01) and t.std() == pytest.approx(0.4 / 12**0.5, rel=0.05)
+    assert not torch.equal(labels[0], labels[1] - 1)
+
+
+def test_train_batch_is_the_games_two_steps():
+    """Against the steps written out with the course's calls, in float64: D first, then G through the new D."""
+
+    def players():
+        torch.manual_seed(1)
+        G, D = dcgan.Generator(6, 1, 3, (16, 8, 8, 4)).double(), dcgan.Discriminator((3, 16, 16), (4, 8)).double()
+        G.noise = lambda n: torch.randn(n, 6, dtype=torch.float64)
+        return D, G, *(torch.optim.Adam(m.parameters(), 1e-2, betas=(0.5, 0.999)) for m in (D, G))
+
+    x = batch(3, 16, 5, -1.0).double()
+    D, G, D_optimizer, G_optimizer = players()
+    torch.manual_seed(2)
+    D_optimizer.zero_grad()
+    d_loss = dcgan.discriminator_loss_fn(D(x), D(G.sample(5)), 0, 0.0)
+    d_loss.backward()
+    D_optimizer.step()
+    d_gradients = [p.grad.clone() for p in D.parameters()]
+    G_optimizer.zero_grad()
+    g_loss = dcgan.generator_loss_fn(D(G.sample(5, with_grad=True)), 0)
+    g_loss.backward()
+    G_optimizer.step()
+
+    D2, G2, *optimizers = players()
+    torch.manual_seed(2)
+    losses = dcgan.train_batch(D2, G2, dcgan.discriminator_loss_fn, dcgan.generator_loss_fn, *optimizers, x)
+    assert losses == pytest.approx((d_loss.item(), g_loss.item()), rel=1e-9) and all(type(v) is float for v in losses)
+    torch.testing.assert_close(dict(G.named_parameters()), dict(G2.named_parameters()), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dict(D.named_parameters()), dict(D2.named_parameters()), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close([p.grad for p in D2.parameters()], d_gradients)  # G's step leaves none in D
+
+
+def test_between():
+    z1, z2 = torch.randn(2, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    line, arc = dcgan.between(z1, z2, 4, False), dcgan.between(z1, z2, 4, True)
+    assert line.shape == arc.shape == (9, 100)  # two before, z1, three between, z2, two beyond
+    for path in (line, arc):
+        torch.testing.assert_close(path[2], z1)
+        torch.testing.assert_close(path[6], z2)
+    torch.testing.assert_close(line.diff(dim=0), ((z2 - z1) / 4).expand(8, -1))
+    arc = dcgan.between(z1, z2 * z1.norm() / z2.norm(), 4, True)  # on one sphere: equal radii and equal angles
+    torch.testing.assert_close(arc.norm(dim=1), z1.norm().expand(9))
+    cosines = nn.functional.cosine_similarity(arc[1:], arc[:-1])
+    torch.testing.assert_close(cosines, cosines[:1].expand(8))
+    assert dcgan.between(torch.ones(1), torch.ones(1), 2, True).isfinite().all()
+
+
+def test_spread():
+    x = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8)
+    a = x.flatten(1).numpy().astype(float)
+    exact = np.mean([np.sqrt(((a[i] - a[j]) ** 2).mean()) for i in range(7) for j in range(i)])
+    assert dcgan.spread(x) == pytest.approx(exact, rel=1e-5) and dcgan.spread(x[:1].expand(7, -1, -1, -1)) == 0
+
+
+TINY_DCGAN = ["--data", "digits", "--batch-size", "8", "--latent-dim", "3", "--hidden-dim", "2", "--log-every", "4"]
+TRICKS = "--image-size 48 --loss lsgan --label-noise 0.2 --label-smoothing 0.1 --instance-noise 0.1 --flip".split()
+TRICKS = [[], [*TRICKS, "--noise-steps", "6", "--ema", "0.9"], ["--loss", "hinge", "--spectral-norm", "--ema", "0"]]
+
+
+@pytest.mark.parametrize("tricks", TRICKS)
+def test_dcgan_resume_is_exact(tricks, monkeypatch):
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    argv = [*TINY_DCGAN, *tricks]
+    dcgan.main([*argv, "--steps", "8", "--out", "whole"])
+    dcgan.main([*argv, "--steps", "5", "--out", "halves"])
+    dcgan.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2", "--log-every", "3"])
+    whole, halves = (torch.load(f"{name}/last.pth", weights_only=True) for name in ("whole", "halves"))
+    networks = {k: v for k, v in whole.items() if k not in run_folder.Run.KEPT}
+    assert same(networks, {k: halves[k] for k in networks}) and len(networks) == (4 if "hinge" in tricks else 5)
+    dcgan.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
+    assert not same(whole["G"], torch.load("seed1/last.pth", weights_only=True)["G"])  # the check can fail
+
+
+def test_a_dcgan_from_start_to_export(capsys):
+    argv = [*TINY_DCGAN, "--steps", "9", "--sample-every", "3", "--lr", "0.05"]
+    dcgan.main(argv)
+    folder, found = Path("runs/dcgan-digits32-gan"), capsys.readouterr()
+    rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == "step,split,d_loss,g_loss,d_x,fd_lenet,spread,class_entropy,d_g_z".split(",")
+    rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert {r["step"] for r in rows if r["split"].endswith("G's step") and float(r["d_g_z"]) > 0} == {"4", "8"}
+    distances = {int(r["step"]): float(r["fd_lenet"]) for r in rows if r["split"] == "samples"}
+    assert sorted(distances) == [3, 6, 9] and "step 3: mode collapse, samples differ by" in found.out
+    results = json.loads((folder / "results.json").read_text())
+    best = min(distances, key=distances.get)
+    assert results["best_step"] == best and results["best_fd_lenet"] == pytest.approx(distances[best])
+    assert results["fd_lenet"] == pytest.approx(distances[9], rel=1e-6) and results["spread"] < 0.5
+    assert len({picture(folder / f"samples/step_{i:07d}.png").tobytes() for i in (3, 6, 9)}) == 3
+    assert (folder / "curves.png").exists()
+
+    for name, distance in (("generator_best.pth", distances[best]), ("generator.pth", distances[9])):
+        fid.main(["digits:test", str(folder / name), "--features", "lenet", "--json"])
+        assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(distance, rel=1e-5)
+    grids = []
+    for seed in ("0", "0", "1"):
+        dcgan.main(["--generate", "--n", "9", "--seed", seed])
+        grids.append(picture(folder / "generated.png"))
+    assert np.array_equal(grids[0], grids[1]) and not np.array_equal(grids[0], grids[2])
+    dcgan.main(["--interpolate", "3", "--weights", str(folder / "generator_best.pth"), "--export"])
+    assert picture(folder / "interpolation.png").shape == (8 * 33 + 1, 8 * 33 + 1, 3)
+    said = capsys.readouterr().out
+    assert "DCGAN_model_G.pth: (B, 3) in" in said and "DCGAN_model_D.pt2: (B, 1, 32, 32) in" in said
+    (folder / "discriminator.pth").unlink()
+    assert "only the generator" in error_line(capsys, dcgan.main, ["--export"])
+
+
+def test_the_best_generator_outlives_worse_ones(monkeypatch):
+    """Kept over a continuation, replaced by a better one only, and not taken from another training."""
+    distances = iter([5.0, 3.0, 4.0, 3.5, 2.0, 9.0, 8.0])
+    judge = lambda draw: (
+        list(draw(2, 0)) and {"fd_lenet": next(distances), "class_entropy": 2.3, "class_histogram": [1, 1]}
+    )
+    monkeypatch.setattr(fid, "judges", lambda *_: {"fd_lenet": judge})
+    monkeypatch.setattr(fid, "report", lambda *_: {})
+    best = lambda: [torch.load("run/generator_best.pth", weights_only=True)[k] for k in ("step", "fd_lenet")]
+    argv = [*TINY_DCGAN, "--sample-every", "1", "--out", "run"]
+    for steps, expected in (("1", [1, 5.0]), ("3", [2, 3.0]), ("4", [2, 3.0]), ("5", [5, 2.0]), ("6", [5, 2.0])):
+        dcgan.main([*argv, "--steps", steps])
+        assert best() == expected
+    Path("run/last.pth").unlink()
+    dcgan.main([*argv, "--steps", "1"])
+    assert best() == [1, 8.0]
+
+
+def test_dcgan_takes_any_folder(tmp_path, capsys):
+    """Twenty images, few for the batch, of mixed modes, one of them a line; nothing is labelled."""
+    for i, mode in enumerate(["RGB", "L", "RGBA", "LA"] * 5):
+        image(tmp_path / f"set/{i}.png", mode=mode, size=(70, 80), seed=i)
+    image(tmp_path / "set/3.png", size=(3, 2000))
+    dcgan.main("--data set --batch-size 30 --hidden-dim 2 --steps 2 --out run --sample-every 1".split())
+    found = capsys.readouterr()
+    assert "fd_lenet is left out" in found.err and "set (18 + 2 images of (3, 64, 64))" in found.out
+    results = json.loads(Path("run/results.json").read_text())
+    assert "spread" in results and not any("fd" in key or "best" in key for key in results)
+    assert picture(Path("run/samples/step_0000002.png")).shape == (8 * 65 + 1, 8 * 65 + 1, 3)
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["flags"]["flip"] is True and config["parameters"]["G"] == 28447
+
+
+def test_flips_and_instance_noise_of_dcgan(monkeypatch):
+    """Half of the images are mirrored where that is asked for, and D's noise falls to nothing."""
+    seen, update = [], dcgan.update
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(dcgan, "update", lambda *args: seen.append(args[6:8]) or update(*args))
+    argv = [*TINY_DCGAN, "--steps", "8", "--batch-size", "32"]
+    dcgan.main([*argv, "--out", "plain"])
+    dcgan.main([*argv, "--out", "mirrored", "--flip", "--instance-noise", "0.5", "--noise-steps", "4"])
+    assert [sigma for _, sigma in seen] == pytest.approx([0.0] * 8 + [0.375, 0.25, 0.125] + [0.0] * 5)
+    flipped = torch.cat([(a.flip(-1) == b).all(3).all(2)[:, 0] for (a, _), (b, _) in zip(seen, seen[8:], strict=False)])
+    kept = torch.cat([(a == b).all(3).all(2)[:, 0] for (a, _), (b, _) in zip(seen, seen[8:], strict=False)])
+    assert (flipped | kept).all() and 90 < flipped.sum() < 166  # of 256
+
+
+def test_sigterm_saves_a_dcgan():
+    argv = "--data photos --hidden-dim 2 --steps 1000000 --save-every 5 --out run".split()
+    as_files(photos(12), "photos")
+    assert stop(start_and_save("dcgan.py", *argv), signal.SIGTERM) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--data", "digits", "--batch-size", "1"], "at least 2"),
+        (["--data", "digits", "--image-size", "36"], "images of 36 pixels cannot be made"),
+        (["--data", "digits", "--image-size", "7"], "--image-size"),
+        (["--data", "digits", "--loss", "hinge", "--label-noise", "0.1"], "hinge has no labels"),
+        (["--label-noise", "nan"], "--label-noise"),
+        (["--label-smoothing", "1"], "--label-smoothing"),
+        (["--instance-noise", "-1"], "--instance-noise"),
+        (["--interpolate", "0", "--weights", "x"], "--interpolate"),
+        (["--generate", "--loss", "lsgan"], "no trained weights"),
+        (["--generate", "--weights", "nowhere"], "nowhere/generator.pth cannot be read"),
+    ],
+)
+def test_bad_dcgan_input_gets_one_line(argv, says, capsys):
+    as_files(photos(4), "colour")
+    assert says in error_line(capsys, dcgan.main, argv)
 
 
 def test_works_with_the_four_packages_alone(tmp_path):

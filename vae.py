@@ -359,7 +359,8 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespac
     draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
-    return results | fid.report(partial(draw, model), data, args.data_dir, torch.device(args.device), folder)
+    judges = fid.judges(data, args.data_dir, torch.device(args.device))
+    return results | fid.report(partial(draw, model), judges, data, args.data_dir, folder)
 
 
 class Reconstruction(nn.Module):

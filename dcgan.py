@@ -1,0 +1,388 @@
+"""Deep convolutional GAN at 32 and 64 pixels: CIFAR-10, faces, digits, or your own images.
+
+Radford, Metz & Chintala 2015, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
+Networks", arXiv 1511.06434. The game of Goodfellow et al. 2014 (arXiv 1406.2661), played in turns: D makes
+
+    −E[log D(x)] − E[log(1 − D(G(z)))],  z ~ N(0, I)
+
+small, then G makes −E[log D(G(z))] small. Both are all-convolutional with BatchNorm, start from N(0, 0.02), and use
+Adam with a learning rate of 2e-4 and β₁ = 0.5 (section 3 and 4 of the paper).
+
+Differs from the paper: half as many channels; z Gaussian; what is shown, measured and saved is an average of G's
+weights over its last steps. Further tricks are flags, off unless said below.
+
+    python dcgan.py                                         # CIFAR-10, 32 x 32; the same again continues
+    python dcgan.py --data photos/ --image-size 64          # your own images
+    python dcgan.py --data mnist                            # digits, with the small networks of Tsinghua's homework
+    python dcgan.py --generate --n 100                      # a grid of new images from the newest run
+"""
+
+import copy
+import math
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.optim.swa_utils import AveragedModel
+
+import common
+import images
+import run_folder
+
+SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = common.parser(__doc__, steps=20000, batch_size=128, lr=2e-4)
+    add = p.add_argument_group("model").add_argument
+    add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
+    width_help = "channels of the maps next to the image, twice as many at each halving (default: 64, for grey 16)"
+    add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
+    size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for photographs that large)"
+    add("--image-size", type=common.number(int, 8, below=1025), help=size_help)
+    add("--spectral-norm", action="store_true", help="D's weights divided by their norm, no BatchNorm (1802.05957)")
+    add = p.add_argument_group("game").add_argument
+    loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
+    add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
+    real = common.number(float, 0, below=1)
+    add("--label-smoothing", type=real, default=0.0, help="D's label of data is 1 less this (1606.03498, 3.4)")
+    add("--label-noise", type=real, default=0.0, help="width of the uniform noise on D's labels (Chintala's ganhacks)")
+    noise_help = "σ of the noise on D's inputs at the start, falling to 0 (1610.04490)"
+    add("--instance-noise", type=common.number(float, 0, below=10), default=0.0, help=noise_help)
+    add("--noise-steps", type=common.number(int, 1), default=10000, help="step at which that noise has fallen to 0")
+    average_help = (
+        "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none (1806.04498)"
+    )
+    add("--ema", type=real, default=0.999, help=average_help)
+    add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
+    add = p.add_argument_group("trained weights").add_argument
+    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
+    k_help = "do not train: draw K steps (8) from one z to another, straight and along the sphere, and beyond both"
+    add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
+    add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
+    return common.parse_args(p, argv)
+
+
+def start_small(m: nn.Module) -> None:
+    """Weights N(0, 0.02), scales of BatchNorm N(1, 0.02), biases 0 (section 4 of the paper)."""
+    if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+        nn.init.normal_(m.weight, float(isinstance(m, nn.BatchNorm2d)), 0.02)
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
+
+
+class Generator(nn.Module):
+    """z (B, z_dim) or (B, z_dim, 1, 1) -> images (B, out_channels, S, S) in [-1, 1], S = featuremap_size 2^len(widths).
+
+    widths: channels from stage to stage. With the four of the paper's figure 1, here halved, S = 16 featuremap_size.
+    """
+
+    def __init__(self, z_dim: int, featuremap_size: int = 4, out_channels: int = 3, widths=(512, 256, 128, 64)) -> None:
+        super().__init__()
+        up = lambda i, o, *how: nn.ConvTranspose2d(i, o, *how, bias=False)
+        stage = lambda i, o, *how: nn.Sequential(up(i, o, *how), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        self.z_dim = z_dim
+        self.net = nn.Sequential(
+            stage(z_dim, widths[0], featuremap_size, 1, 0),  # (B, 512, 4, 4)
+            *(stage(i, o, 4, 2, 1) for i, o in pairwise(widths)),  # (B, 256, 8, 8) ... (B, 64, 32, 32)
+            nn.ConvTranspose2d(widths[-1], out_channels, 4, 2, 1),  # (B, 3, 64, 64)
+            nn.Tanh(),
+        )
+        self.apply(start_small)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z.flatten(1)[..., None, None])
+
+    def noise(self, n: int) -> Tensor:
+        """z (n, z_dim) ~ N(0, I)."""
+        return torch.randn(n, self.z_dim, device=next(self.parameters()).device)
+
+    def sample(self, n: int, with_grad: bool = False) -> Tensor:
+        """n images (n, C, S, S) from z ~ N(0, I). The gradient flows into the weights only where it is asked for."""
+        with torch.set_grad_enabled(with_grad):
+            return self(self.noise(n))
+
+
+class Discriminator(nn.Module):
+    """Images (B, *in_size) -> logits (B, 1), above 0 for what is taken for data: the generator's mirror.
+
+    Args:
+        in_size: (C, H, W); H and W halve len(widths) times. Raises ValueError where they cannot.
+        spectral_norm: every weight divided by its largest singular value, and no BatchNorm (Miyato et al. 2018).
+    """
+
+    def __init__(self, in_size, widths=(64, 128, 256, 512), spectral_norm: bool = False) -> None:
+        super().__init__()
+        (channels, *sides), parts = in_size, 2 ** len(widths)
+        if any(side % parts or not side for side in sides):
+            raise ValueError(f"images are halved {len(widths)} times: {parts} must divide their sides {tuple(sides)}")
+        leaky = lambda: nn.LeakyReLU(0.2, inplace=True)
+        down = lambda i, o: nn.Conv2d(i, o, 4, 2, 1, bias=spectral_norm)
+        norm = nn.Identity if spectral_norm else nn.BatchNorm2d
+        stage = lambda i, o: nn.Sequential(down(i, o), norm(o), leaky())
+        self.net = nn.Sequential(
+            nn.Sequential(nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()),  # (B, 64, 32, 32)
+            *(stage(i, o) for i, o in pairwise(widths)),  # (B, 128, 16, 16) ... (B, 512, 4, 4)
+            nn.Conv2d(widths[-1], 1, [side // parts for side in sides]),  # (B, 1, 1, 1)
+        )
+        self.apply(start_small)
+        for conv in [m for m in self.modules() if isinstance(m, nn.Conv2d)] if spectral_norm else ():
+            parametrizations.spectral_norm(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).flatten(1)
+
+
+def stages(image_size: int, hidden_dim: int) -> list[int]:
+    """Channels of G's maps, from the smallest, 4 to 7 pixels, to half of image_size: 8h, 4h, 2h, h for 64 pixels."""
+    n = int(math.log2(max(image_size, 8) / 4))
+    if image_size < 8 or image_size % 2**n:
+        raise ValueError(f"images of {image_size} pixels cannot be made from 4 to 7 by doubling; 32, 48 and 64 can")
+    return [hidden_dim * 2**i for i in reversed(range(n))]
+
+
+def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
+    """The generator of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32."""
+    if arch != "tsinghua":
+        raise ValueError(f"no architecture {arch}; there is tsinghua")
+    return Generator(latent_dim, 4, 1, stages(32, hidden_dim))
+
+
+cross_entropy = F.binary_cross_entropy_with_logits
+squared_error = lambda scores, labels: 0.5 * F.mse_loss(scores, labels)
+
+
+def discriminator_loss_fn(
+    y_data, y_generated, data_label=0, label_noise=0.0, label_smoothing=0.0, error=cross_entropy
+) -> Tensor:
+    """Error of y_data (B, 1) against data_label + that of y_generated against 1 − data_label, each a batch mean.
+
+    label_noise: width of the uniform noise on every label. label_smoothing: how far the data's labels stand back, not
+    those of the generated (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
+    """
+    noisy = lambda y, label: label + label_noise * (torch.rand_like(y) - 0.5)
+    smooth = data_label + label_smoothing * (1 - 2 * data_label)
+    loss = error(y_data, noisy(y_data, smooth))
+    return loss + error(y_generated, noisy(y_generated, 1.0 - data_label))
+
+
+def generator_loss_fn(y_generated, data_label=0, error=cross_entropy) -> Tensor:
+    """Error of y_generated (B, 1) against data_label: what G makes is to be taken for data."""
+    return error(y_generated, torch.full_like(y_generated, data_label))
+
+
+def hinge_discriminator_loss(y_data: Tensor, y_generated: Tensor) -> Tensor:
+    """E[max(0, 1 − D(x))] + E[max(0, 1 + D(G(z)))] (Lim & Ye 2017)."""
+    return F.relu(1 - y_data).mean() + F.relu(1 + y_generated).mean()
+
+
+def hinge_generator_loss(y_generated: Tensor) -> Tensor:
+    """−E[D(G(z))]."""
+    return -y_generated.mean()
+
+
+def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, bf16=False) -> tuple[Tensor, ...]:
+    """One step of D on x (B, C, H, W) and as many samples, then one of G on fresh samples through the new D.
+
+    sigma: of the Gaussian noise on D's inputs. Returns (D's loss, G's loss, logits of x, logits of samples, their z).
+    """
+    noisy = lambda x: x + sigma * torch.randn_like(x) if sigma else x
+    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
+
+    # (1) update D: on data and on samples that no gradient goes through, apart, or BatchNorm would mix them
+    with autocast:
+        with torch.no_grad():
+            x_fake = G(G.noise(len(x)))  # (B, C, H, W)
+        logits_real = D(noisy(x)).to(x.dtype)  # (B, 1)
+        logits_fake = D(noisy(x_fake)).to(x.dtype)  # (B, 1)
+    d_loss = d_loss_fn(logits_real, logits_fake)
+    D_optimizer.zero_grad()
+    d_loss.backward()
+    D_optimizer.step()
+
+    # (2) update G: through D, whose weights need no gradient now
+    D.requires_grad_(False)
+    z = G.noise(len(x))
+    with autocast:
+        logits_fake = D(noisy(G(z))).to(x.dtype)
+    g_loss = g_loss_fn(logits_fake)
+    G_optimizer.zero_grad()
+    g_loss.backward()
+    G_optimizer.step()
+    D.requires_grad_(True)
+    return d_loss, g_loss, logits_real, logits_fake, z
+
+
+def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
+    """update() as the Technion homework has it: (D's loss, G's loss) as floats."""
+    d_loss, g_loss, *_ = update(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data)
+    return d_loss.item(), g_loss.item()
+
+
+def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
+    """The network that the flags describe, or that a weights file describes and holds."""
+    try:
+        latent_dim, h, channels, size, spectral_norm = (numbers[k] for k in SHAPE)
+        widths = stages(size, h)
+        if kind is Generator:
+            model = Generator(latent_dim, size >> len(widths), channels, widths)
+        else:
+            model = Discriminator((channels, size, size), widths[::-1], spectral_norm)
+        if "state_dict" in numbers:
+            model.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        common.fail(error)
+    return model.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def show(G: Generator, z: Tensor) -> Tensor:
+    """Images (B, C, S, S) in [0, 1], with the statistics that BatchNorm has gathered."""
+    training = G.training
+    x = G.eval()(z.to(next(G.parameters()).device)).float()
+    G.train(training)
+    return (x + 1) / 2
+
+
+def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
+    """n samples as uint8 batches (B, C, S, S)."""
+    return common.drawn(lambda k: show(G, G.noise(k)), n, seed)
+
+
+def spread(x: Tensor) -> float:
+    """Mean distance between two of the images (N, C, H, W), uint8, per pixel."""
+    return torch.pdist(x.flatten(1).float()).mean().item() / x[0].numel() ** 0.5
+
+
+def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
+    """K steps from z₁ to z₂, two before and two beyond: (K + 5, z_dim), on a line or on a great circle (slerp).
+
+    Most of N(0, I) is near a sphere of radius √z_dim; a line passes inside it (White 2016, arXiv 1609.04468).
+    """
+    t = torch.arange(-2, k + 3, dtype=z1.dtype)[:, None] / k
+    if not spherical:
+        return z1 + t * (z2 - z1)
+    omega = torch.acos(F.cosine_similarity(z1, z2, dim=0).clamp(-0.9999, 0.9999))
+    return (torch.sin((1 - t) * omega) * z1 + torch.sin(t * omega) * z2) / torch.sin(omega)
+
+
+def train(args: Namespace, device: torch.device) -> None:
+    import fid
+
+    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
+    channels, args.image_size = data.train.shape[1:3]
+    args.hidden_dim = args.hidden_dim or (16 if channels == 1 else 64)
+    args.flip = channels == 3 if args.flip is None else args.flip
+    if args.batch_size == 1:
+        common.fail("--batch-size 1: BatchNorm needs at least 2 images")
+    if args.loss == "hinge" and (args.label_noise or args.label_smoothing):
+        common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
+    numbers = {k: getattr(args, k) for k in ("latent_dim", "hidden_dim", "image_size", "spectral_norm", "loss")}
+    numbers |= {"channels": channels, "data": data.source, "trained_on": f"{data}{data.note}"}
+
+    G, D = build(numbers).to(device), build(numbers, Discriminator).to(device)
+    d_loss_fn, g_loss_fn, probability = hinge_discriminator_loss, hinge_generator_loss, lambda scores: scores
+    if args.loss != "hinge":
+        labels = {"data_label": 1, "error": cross_entropy if args.loss == "gan" else squared_error}
+        noise = {"label_noise": args.label_noise, "label_smoothing": args.label_smoothing}
+        d_loss_fn, g_loss_fn = partial(discriminator_loss_fn, **labels, **noise), partial(generator_loss_fn, **labels)
+    if args.loss == "gan":
+        probability = torch.sigmoid
+    adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.999), fused=device.type != "mps")
+    G_optimizer, D_optimizer = adam(G.parameters()), adam(D.parameters())
+    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
+    shown_G = averaged.module if averaged else G
+
+    variant = f"dcgan-{data.name}{args.image_size}-{args.loss}{'-sn' * args.spectral_norm}"
+    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
+    objects |= {"averaged": averaged} if averaged else {}
+    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
+    run = run_folder.Run(args, variant, data, objects, weights)
+    if run.finished():
+        return
+    judges = fid.judges(data, args.data_dir, device)
+    distance = "fid" if "fid" in judges else "fd_lenet"
+    best_file = run.folder / "generator_best.pth"
+    best = run_folder.load(best_file, ("dcgan",), "trained_on") if run.step and best_file.exists() else {}
+    pixels = common.to_device(data.train, device)
+    typical = spread(data.test[:500] if len(data.test) > 1 else data.train[:500])
+    fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
+
+    for step in run.steps():
+        logged, sampled = step % args.log_every == 0, step % args.sample_every == 0 or step == args.steps
+        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)]
+        x = x.to(device).float() / 127.5 - 1
+        if args.flip:
+            x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
+        x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
+        sigma = args.instance_noise * max(0, 1 - step / args.noise_steps)
+        d_loss, g_loss, logits_real, logits_fake, z = update(
+            fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma, args.bf16
+        )
+        if averaged:
+            averaged.update_parameters(G)
+
+        run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
+        if logged:  # copies, or BatchNorm would gather what it sees here
+            with torch.no_grad():
+                after = copy.deepcopy(D)(copy.deepcopy(G)(z))
+            run.add("before G's step", d_g_z=probability(logits_fake).mean())
+            run.add("after G's step", d_g_z=probability(after).mean())
+        if sampled:
+            run.check()
+            z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(0))
+            common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
+            seen = {"spread": spread(next(draw(shown_G, 500, 0))) / typical}
+            seen |= judges[distance](partial(draw, shown_G)) if distance in judges else {}
+            run.add("samples", **{k: seen[k] for k in (distance, "spread", "class_entropy") if k in seen})
+            if seen["spread"] < 0.5:
+                print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
+            entropy, most = seen.get("class_entropy", 9), math.log(len(seen.get("class_histogram", "?")))
+            if entropy < min(1, most / 2):
+                print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+            if seen.get(distance, math.inf) < best.get(distance, math.inf):
+                best = {"script": "dcgan", "step": step, **numbers, distance: seen[distance]}
+                weights = {key: value.cpu() for key, value in shown_G.state_dict().items()}
+                run_folder.save(best | {"state_dict": weights}, best_file)
+        if logged or sampled:
+            run.log()
+    results = fid.report(partial(draw, shown_G), judges, data, args.data_dir, run.folder)
+    results |= {"spread": next(row["spread"] for row in reversed(run.rows) if "spread" in row)}
+    results |= {f"best_{distance}": best[distance], "best_step": best["step"]} if best else {}
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    if not (args.generate or args.interpolate or args.export):
+        return train(args, device)
+
+    numbers, folder = run_folder.find_weights("dcgan", "generator.pth", args)
+    G = build(numbers).to(device).eval()
+    if args.generate:
+        x = torch.cat(list(draw(G, args.n, args.seed)))
+        common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
+        print(folder / "generated.png")
+    if args.interpolate:
+        z = torch.randn(8, G.z_dim).split(2)
+        z = torch.cat([between(*pair, args.interpolate, spherical) for pair in z for spherical in (False, True)])
+        common.save_grid(show(G, z), folder / "interpolation.png", args.interpolate + 5)
+        print(f"{folder / 'interpolation.png'}: each pair of z on a line and, below it, on the sphere")
+    if args.export:
+        common.export(G.cpu(), (torch.randn(3, G.z_dim),), folder / "DCGAN_model_G.pth")
+        if not (folder / "discriminator.pth").exists():
+            common.fail(f"{folder} holds no discriminator.pth: only the generator was exported")
+        numbers = run_folder.load(folder / "discriminator.pth", ("dcgan",), "trained_on")
+        D = build(numbers, Discriminator).eval()
+        x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
+        common.export(D, (2 * x - 1,), folder / "DCGAN_model_D.pth")
+
+
+if __name__ == "__main__":
+    main()
