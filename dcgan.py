@@ -1,15 +1,15 @@
 """Deep convolutional GAN at 32 and 64 pixels: CIFAR-10, faces, digits, or your own images.
 
 Radford, Metz & Chintala 2015, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
-Networks", arXiv 1511.06434. The game of Goodfellow et al. 2014 (arXiv 1406.2661), played in turns: D makes
+Networks", arXiv 1511.06434. The game of Goodfellow et al. 2014 (arXiv 1406.2661, eq. 1), played in turns: D makes
 
     −E[log D(x)] − E[log(1 − D(G(z)))],  z ~ N(0, I)
 
 small, then G makes −E[log D(G(z))] small. Both are all-convolutional with BatchNorm, start from N(0, 0.02), and use
-Adam with a learning rate of 2e-4 and β₁ = 0.5 (section 3 and 4 of the paper).
+Adam with a learning rate of 2e-4 and β₁ = 0.5 (sections 3 and 4 of the paper).
 
-Differs from the paper: half as many channels; z Gaussian; what is shown, measured and saved is an average of G's
-weights over its last steps. Further tricks are flags, off unless said below.
+Differs from the paper: half as many channels, or less for small images; kernels of 4, not 5; z Gaussian; noise on D's
+inputs, smoothed labels, flips; what is shown, measured and saved is an average of G's weights over its last steps.
 
     python dcgan.py                                         # CIFAR-10, 32 x 32; the same again continues
     python dcgan.py --data photos/ --image-size 64          # your own images
@@ -43,17 +43,17 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
     width_help = "channels of the maps next to the image, twice as many at each halving (default: 64, for grey 16)"
     add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
-    size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for photographs that large)"
-    add("--image-size", type=common.number(int, 8, below=1025), help=size_help)
+    size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for colour images that large)"
+    add("--image-size", type=common.number(int, 8, below=257), help=size_help)
     add("--spectral-norm", action="store_true", help="D's weights divided by their norm, no BatchNorm (1802.05957)")
     add = p.add_argument_group("game").add_argument
     loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
     real = common.number(float, 0, below=1)
-    add("--label-smoothing", type=real, default=0.0, help="D's label of data is 1 less this (1606.03498, 3.4)")
+    add("--label-smoothing", type=real, default=0.1, help="D's label of data is 1 less this (1606.03498, 3.4)")
     add("--label-noise", type=real, default=0.0, help="width of the uniform noise on D's labels (Chintala's ganhacks)")
-    noise_help = "σ of the noise on D's inputs at the start, falling to 0 (1610.04490)"
-    add("--instance-noise", type=common.number(float, 0, below=10), default=0.0, help=noise_help)
+    noise_help = "σ of the Gaussian noise on D's inputs at the start, falling to 0 (1610.04490)"
+    add("--instance-noise", type=common.number(float, 0, below=10), default=0.2, help=noise_help)
     add("--noise-steps", type=common.number(int, 1), default=10000, help="step at which that noise has fallen to 0")
     average_help = (
         "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none (1806.04498)"
@@ -69,7 +69,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 
 
 def start_small(m: nn.Module) -> None:
-    """Weights N(0, 0.02), scales of BatchNorm N(1, 0.02), biases 0 (section 4 of the paper)."""
+    """Weights N(0, 0.02) (section 4 of the paper), scales of BatchNorm N(1, 0.02) (its authors' code), biases 0."""
     if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
         nn.init.normal_(m.weight, float(isinstance(m, nn.BatchNorm2d)), 0.02)
         if m.bias is not None:
@@ -139,11 +139,14 @@ class Discriminator(nn.Module):
 
 
 def stages(image_size: int, hidden_dim: int) -> list[int]:
-    """Channels of G's maps, from the smallest, 4 to 7 pixels, to half of image_size: 8h, 4h, 2h, h for 64 pixels."""
+    """Channels of G's maps, from the smallest, 4 to 7 pixels, to half of image_size: 8h, 4h, 2h, h for 64 pixels.
+
+    Raises ValueError for other sizes than 4 to 7 times a power of 2.
+    """
     n = int(math.log2(max(image_size, 8) / 4))
     if image_size < 8 or image_size % 2**n:
         raise ValueError(f"images of {image_size} pixels cannot be made from 4 to 7 by doubling; 32, 48 and 64 can")
-    return [hidden_dim * 2**i for i in reversed(range(n))]
+    return [hidden_dim * 2 ** min(i, 3) for i in reversed(range(n))]  # at most 25 million weights up to 256 pixels
 
 
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
@@ -219,7 +222,7 @@ def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, b
 
 
 def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
-    """update() as the Technion homework has it: (D's loss, G's loss) as floats."""
+    """update() of this file's models, as the Technion homework has it: (D's loss, G's loss) as floats."""
     d_loss, g_loss, *_ = update(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data)
     return d_loss.item(), g_loss.item()
 
@@ -235,8 +238,8 @@ def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
             model = Discriminator((channels, size, size), widths[::-1], spectral_norm)
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        common.fail(error)
+    except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        common.fail(f"no {kind.__name__} can be made of this: {error}")
     return model.to(memory_format=torch.channels_last)
 
 
@@ -244,7 +247,8 @@ def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
 def show(G: Generator, z: Tensor) -> Tensor:
     """Images (B, C, S, S) in [0, 1], with the statistics that BatchNorm has gathered."""
     training = G.training
-    x = G.eval()(z.to(next(G.parameters()).device)).float()
+    G.eval()
+    x = torch.cat([G(part) for part in z.to(next(G.parameters()).device).split(64)])
     G.train(training)
     return (x + 1) / 2
 
@@ -256,7 +260,7 @@ def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
 
 def spread(x: Tensor) -> float:
     """Mean distance between two of the images (N, C, H, W), uint8, per pixel."""
-    return torch.pdist(x.flatten(1).float()).mean().item() / x[0].numel() ** 0.5
+    return torch.pdist(x.flatten(1).float().cpu()).mean().item() / x[0].numel() ** 0.5
 
 
 def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
@@ -275,15 +279,13 @@ def train(args: Namespace, device: torch.device) -> None:
     import fid
 
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
-    channels, args.image_size = data.train.shape[1:3]
-    args.hidden_dim = args.hidden_dim or (16 if channels == 1 else 64)
-    args.flip = channels == 3 if args.flip is None else args.flip
-    if args.batch_size == 1:
-        common.fail("--batch-size 1: BatchNorm needs at least 2 images")
-    if args.loss == "hinge" and (args.label_noise or args.label_smoothing):
+    args.channels, args.image_size = data.train.shape[1:3]
+    args.hidden_dim = args.hidden_dim or (16 if args.channels == 1 else 64)
+    args.flip = args.channels == 3 if args.flip is None else args.flip
+    if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
         common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
-    numbers = {k: getattr(args, k) for k in ("latent_dim", "hidden_dim", "image_size", "spectral_norm", "loss")}
-    numbers |= {"channels": channels, "data": data.source, "trained_on": f"{data}{data.note}"}
+    numbers = {k: getattr(args, k) for k in (*SHAPE, "loss")}
+    numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G, D = build(numbers).to(device), build(numbers, Discriminator).to(device)
     d_loss_fn, g_loss_fn, probability = hinge_discriminator_loss, hinge_generator_loss, lambda scores: scores
@@ -307,10 +309,12 @@ def train(args: Namespace, device: torch.device) -> None:
         return
     judges = fid.judges(data, args.data_dir, device)
     distance = "fid" if "fid" in judges else "fd_lenet"
-    best_file = run.folder / "generator_best.pth"
+    best_file = run.folder / f"best_{distance}.pth"
     best = run_folder.load(best_file, ("dcgan",), "trained_on") if run.step and best_file.exists() else {}
+    best = best if best.get("flags") == run.flags else {}  # else it is of a run that was killed before its first save
     pixels = common.to_device(data.train, device)
-    typical = spread(data.test[:500] if len(data.test) > 1 else data.train[:500])
+    real = spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
+    varied = lambda G: spread(next(draw(G, 500, 0))) / real
     fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
 
     for step in run.steps():
@@ -328,31 +332,33 @@ def train(args: Namespace, device: torch.device) -> None:
             averaged.update_parameters(G)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
-        if logged:  # copies, or BatchNorm would gather what it sees here
-            with torch.no_grad():
-                after = copy.deepcopy(D)(copy.deepcopy(G)(z))
+        if logged:
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+            with torch.no_grad(), autocast:  # copies, or BatchNorm would gather what it sees here
+                x_fake = copy.deepcopy(G)(z)
+                after = copy.deepcopy(D)(x_fake + sigma * torch.randn_like(x_fake))
             run.add("before G's step", d_g_z=probability(logits_fake).mean())
-            run.add("after G's step", d_g_z=probability(after).mean())
+            run.add("after G's step", d_g_z=probability(after.float()).mean())
         if sampled:
             run.check()
             z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(0))
             common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
-            seen = {"spread": spread(next(draw(shown_G, 500, 0))) / typical}
-            seen |= judges[distance](partial(draw, shown_G)) if distance in judges else {}
-            run.add("samples", **{k: seen[k] for k in (distance, "spread", "class_entropy") if k in seen})
+            seen = fid.measured(partial(draw, shown_G), judges) | {"spread": varied(shown_G)}
+            run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             if seen["spread"] < 0.5:
                 print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
-            entropy, most = seen.get("class_entropy", 9), math.log(len(seen.get("class_histogram", "?")))
-            if entropy < min(1, most / 2):
-                print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+            if "class_entropy" in seen:
+                entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
+                if entropy < min(1, most / 2):
+                    print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
             if seen.get(distance, math.inf) < best.get(distance, math.inf):
-                best = {"script": "dcgan", "step": step, **numbers, distance: seen[distance]}
-                weights = {key: value.cpu() for key, value in shown_G.state_dict().items()}
-                run_folder.save(best | {"state_dict": weights}, best_file)
+                best = {"script": "dcgan", "step": step, **numbers, distance: seen[distance], "flags": run.flags}
+                state = {key: value.cpu() for key, value in shown_G.state_dict().items()}
+                run_folder.save(best | {"state_dict": state}, best_file)
         if logged or sampled:
             run.log()
     results = fid.report(partial(draw, shown_G), judges, data, args.data_dir, run.folder)
-    results |= {"spread": next(row["spread"] for row in reversed(run.rows) if "spread" in row)}
+    results |= {"spread": varied(shown_G)}
     results |= {f"best_{distance}": best[distance], "best_step": best["step"]} if best else {}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
@@ -370,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
         common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
         print(folder / "generated.png")
     if args.interpolate:
-        z = torch.randn(8, G.z_dim).split(2)
+        z = torch.randn(8, G.z_dim, generator=torch.Generator().manual_seed(args.seed)).split(2)
         z = torch.cat([between(*pair, args.interpolate, spherical) for pair in z for spherical in (False, True)])
         common.save_grid(show(G, z), folder / "interpolation.png", args.interpolate + 5)
         print(f"{folder / 'interpolation.png'}: each pair of z on a line and, below it, on the sphere")

@@ -632,14 +632,20 @@ def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[
     return found
 
 
-def report(draw: Draw, judged_by: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
-    """What a training script says of its samples in the end, by judges(...); a line says how to get the FID."""
+def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
+    """What judges(...) say of a generator's samples."""
     results = {}
-    for key, measure in judged_by.items():
+    for key, measure in by.items():
         try:
             results |= measure(draw)
-        except (ValueError, RuntimeError) as error:  # this must not end a run that is trained
+        except (ValueError, RuntimeError) as error:  # a run that is being trained, or is trained, must not end here
             say(f"{key} is left out: {error}")
+    return results
+
+
+def report(draw: Draw, by: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
+    """The same at the end of a training script, with a line that says how to get the FID."""
+    results = measured(draw, by)
     if "fid" not in results:
         hint = f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
         print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))

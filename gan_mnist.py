@@ -215,6 +215,7 @@ def train(args: Namespace, device: torch.device) -> None:
     if run.finished():
         return
     judges = fid.judges(data, args.data_dir, device)
+    on_the_way = {key: judges[key] for key in ("fd_lenet",) if key in judges}
     pixels = common.to_device(data.train, device)
     noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
     taken_for_data = lambda z: probability(D(2 * sample(G, z).flatten(1) - 1)).mean()  # D(G(z)), G in eval mode
@@ -257,9 +258,9 @@ def train(args: Namespace, device: torch.device) -> None:
         if sampled or step == args.steps:
             grid = sample(shown_G, sample_noise(64, args.noise_dim, seed=0))
             common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
-        if sampled and "fd_lenet" in judges:
+        if sampled:
             run.check()
-            seen = judges["fd_lenet"](partial(draw, shown_G))
+        if sampled and (seen := fid.measured(partial(draw, shown_G), on_the_way)):
             entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
             run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
             if entropy < min(1, most / 2):

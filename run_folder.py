@@ -122,7 +122,7 @@ class Run:
             if (self.folder / "last.pth").exists():
                 self._continue(load(self.folder / "last.pth", (self.script,), "flags"))
             (self.folder / "config.json").write_text(json.dumps(config, indent=1))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {sizes}")
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
@@ -186,8 +186,8 @@ class Run:
                 torch.default_generator.manual_seed(
                     noise
                 )  # torch.manual_seed takes 1 ms where CUDA has not been started
-                if self.args.device == "cuda":
-                    torch.cuda.manual_seed(noise)
+                if self.args.device in ("cuda", "mps"):
+                    getattr(torch, self.args.device).manual_seed(noise)
                 yield step
                 self.seconds += time.perf_counter() - began
                 if caught or step % self.args.save_every == 0 or step == self.args.steps:

@@ -1710,7 +1710,7 @@ def test_a_dcgan_from_start_to_export(capsys):
     dcgan.main(argv)
     folder, found = Path("runs/dcgan-digits32-gan"), capsys.readouterr()
     rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()]
-    assert rows[0] == "step,split,d_loss,g_loss,d_x,fd_lenet,spread,class_entropy,d_g_z".split(",")
+    assert rows[0] == "step,split,d_loss,g_loss,d_x,fd_lenet,class_entropy,spread,d_g_z".split(",")
     rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     assert {r["step"] for r in rows if r["split"].endswith("G's step") and float(r["d_g_z"]) > 0} == {"4", "8"}
     distances = {int(r["step"]): float(r["fd_lenet"]) for r in rows if r["split"] == "samples"}
@@ -1722,7 +1722,7 @@ def test_a_dcgan_from_start_to_export(capsys):
     assert len({picture(folder / f"samples/step_{i:07d}.png").tobytes() for i in (3, 6, 9)}) == 3
     assert (folder / "curves.png").exists()
 
-    for name, distance in (("generator_best.pth", distances[best]), ("generator.pth", distances[9])):
+    for name, distance in (("best_fd_lenet.pth", distances[best]), ("generator.pth", distances[9])):
         fid.main(["digits:test", str(folder / name), "--features", "lenet", "--json"])
         assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(distance, rel=1e-5)
     grids = []
@@ -1730,7 +1730,7 @@ def test_a_dcgan_from_start_to_export(capsys):
         dcgan.main(["--generate", "--n", "9", "--seed", seed])
         grids.append(picture(folder / "generated.png"))
     assert np.array_equal(grids[0], grids[1]) and not np.array_equal(grids[0], grids[2])
-    dcgan.main(["--interpolate", "3", "--weights", str(folder / "generator_best.pth"), "--export"])
+    dcgan.main(["--interpolate", "3", "--weights", str(folder / "best_fd_lenet.pth"), "--export"])
     assert picture(folder / "interpolation.png").shape == (8 * 33 + 1, 8 * 33 + 1, 3)
     said = capsys.readouterr().out
     assert "DCGAN_model_G.pth: (B, 3) in" in said and "DCGAN_model_D.pt2: (B, 1, 32, 32) in" in said
@@ -1739,21 +1739,44 @@ def test_a_dcgan_from_start_to_export(capsys):
 
 
 def test_the_best_generator_outlives_worse_ones(monkeypatch):
-    """Kept over a continuation, replaced by a better one only, and not taken from another training."""
-    distances = iter([5.0, 3.0, 4.0, 3.5, 2.0, 9.0, 8.0])
-    judge = lambda draw: (
-        list(draw(2, 0)) and {"fd_lenet": next(distances), "class_entropy": 2.3, "class_histogram": [1, 1]}
-    )
+    """Kept over a continuation, replaced by a better one only, and not taken from another training or measure."""
+    distances = iter([5.0, 3.0, 4.0, 3.5, 2.0, 9.0, 8.0, 8.5])
+    judge = lambda _: {"fd_lenet": next(distances), "class_entropy": 2.3, "class_histogram": [1, 1]}
     monkeypatch.setattr(fid, "judges", lambda *_: {"fd_lenet": judge})
     monkeypatch.setattr(fid, "report", lambda *_: {})
-    best = lambda: [torch.load("run/generator_best.pth", weights_only=True)[k] for k in ("step", "fd_lenet")]
+    best = lambda: [torch.load("run/best_fd_lenet.pth", weights_only=True)[k] for k in ("step", "fd_lenet")]
+    results = lambda: json.loads(Path("run/results.json").read_text())
     argv = [*TINY_DCGAN, "--sample-every", "1", "--out", "run"]
     for steps, expected in (("1", [1, 5.0]), ("3", [2, 3.0]), ("4", [2, 3.0]), ("5", [5, 2.0]), ("6", [5, 2.0])):
         dcgan.main([*argv, "--steps", steps])
-        assert best() == expected
+        assert best() == expected == [results()["best_step"], results()["best_fd_lenet"]]
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    dcgan.main([*argv, "--steps", "7"])  # what cannot be measured changes nothing
+    assert best() == [5, 2.0] and results()["best_step"] == 5
+    monkeypatch.setattr(fid, "judges", lambda *_: {"fid": lambda _: {"fid": 99.0}})
+    dcgan.main([*argv, "--steps", "8"])
+    assert best() == [5, 2.0] and results()["best_fid"] == 99.0 and Path("run/best_fid.pth").exists()
+
+    monkeypatch.setattr(fid, "judges", lambda *_: {"fd_lenet": judge})
     Path("run/last.pth").unlink()
-    dcgan.main([*argv, "--steps", "1"])
+    dcgan.main([*argv, "--steps", "1", "--seed", "1", "--sample-every", "9", "--save-every", "1"])
     assert best() == [1, 8.0]
+    run = torch.load("run/best_fd_lenet.pth", weights_only=True)
+    torch.save(run | {"fd_lenet": 0.5, "flags": {}}, "run/best_fd_lenet.pth")
+    dcgan.main([*argv, "--steps", "2", "--seed", "1"])
+    assert best() == [2, 8.5]
+
+
+def test_a_dcgan_stopped_between_samples_and_asked_for_less():
+    """Its end is measured, not taken from the last row."""
+    as_files(photos(12), "photos")
+    argv = "--data photos --hidden-dim 2 --batch-size 1 --image-size 8 --out run --steps".split()
+    dcgan.main([*argv, "3"])
+    Path("run/results.json").unlink()
+    state = torch.load("run/last.pth", weights_only=True)
+    torch.save(state | {"rows": []}, "run/last.pth")
+    dcgan.main([*argv, "2"])
+    assert json.loads(Path("run/results.json").read_text())["step"] == 3
 
 
 def test_dcgan_takes_any_folder(tmp_path, capsys):
@@ -1777,7 +1800,7 @@ def test_flips_and_instance_noise_of_dcgan(monkeypatch):
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     monkeypatch.setattr(dcgan, "update", lambda *args: seen.append(args[6:8]) or update(*args))
     argv = [*TINY_DCGAN, "--steps", "8", "--batch-size", "32"]
-    dcgan.main([*argv, "--out", "plain"])
+    dcgan.main([*argv, "--out", "plain", "--instance-noise", "0"])
     dcgan.main([*argv, "--out", "mirrored", "--flip", "--instance-noise", "0.5", "--noise-steps", "4"])
     assert [sigma for _, sigma in seen] == pytest.approx([0.0] * 8 + [0.375, 0.25, 0.125] + [0.0] * 5)
     flipped = torch.cat([(a.flip(-1) == b).all(3).all(2)[:, 0] for (a, _), (b, _) in zip(seen, seen[8:], strict=False)])
@@ -1794,7 +1817,6 @@ def test_sigterm_saves_a_dcgan():
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--data", "digits", "--batch-size", "1"], "at least 2"),
         (["--data", "digits", "--image-size", "36"], "images of 36 pixels cannot be made"),
         (["--data", "digits", "--image-size", "7"], "--image-size"),
         (["--data", "digits", "--loss", "hinge", "--label-noise", "0.1"], "hinge has no labels"),
