@@ -456,12 +456,6 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     return total / n
 
 
-class State(dict):
-    """What a run needs to go on besides weights; last.pth keeps it."""
-
-    state_dict, load_state_dict = dict.copy, dict.update
-
-
 def train(args: Namespace, device: torch.device) -> None:
     text = load_text(args.data, args.data_dir, args.min_count, args.held_out)
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
@@ -479,7 +473,7 @@ def train(args: Namespace, device: torch.device) -> None:
         schedule = LambdaLR(optimizer, cosine)
     else:
         schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
-    state = State(steps=args.steps, hidden=None, best=None, measured={}, waited=0)
+    state = run_folder.State(steps=args.steps, hidden=None, best=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule, "state": state}
     best = Namespace(state_dict=lambda: state["best"] or averaged.module.state_dict())
     variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"

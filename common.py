@@ -48,7 +48,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if silent else super()._get_help_string(action)
 
 
-def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
+def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = True) -> argparse.ArgumentParser:
     """A parser with the flags that every script spells the same way; steps, batch_size and lr are their defaults."""
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
     add = p.add_argument_group("run").add_argument
@@ -66,7 +66,8 @@ def parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Argumen
     add("--log-every", type=number(int, 1), default=100, help="steps between rows of metrics.csv")
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
     add("--sample-every", type=number(int, 1), default=1000, help="steps between samples")
-    add("--generate", action="store_true", help="do not train: generate from trained weights")
+    if generates:
+        add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--weights", help="weights file or run folder to use (default: the newest run that fits the flags given)")
     return p
 

@@ -253,7 +253,7 @@ def _decode_all(folder: Path, files: list[str], mode: str, size: int, out: Path)
     array = np.lib.format.open_memmap(out / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     n, broken = 0, []
     with ThreadPool() as pool:  # Pillow decodes outside the GIL
-        images = pool.imap(lambda f: _decode(folder / f, mode, size), files, chunksize=16)
+        images = pool.imap(lambda f: decode(folder / f, mode, size), files, chunksize=16)
         for file, image in zip(files, progress(images, f"decoding {folder}", len(files)), strict=True):
             if image is None:
                 broken.append(file)
@@ -266,7 +266,7 @@ def _decode_all(folder: Path, files: list[str], mode: str, size: int, out: Path)
     (out / "broken.json").write_text(json.dumps(broken))
 
 
-def _decode(path: Path, mode: str, size: int) -> np.ndarray | None:
+def decode(path: Path, mode: str, size: int) -> np.ndarray | None:
     """One file as uint8 (size, size, C): turned upright, centre-cropped to a square, resized. None if it is broken."""
     try:
         with Image.open(path) as image:

@@ -94,6 +94,12 @@ def find_weights(script: str, name: str, args: argparse.Namespace, write: bool =
     fail(f"no trained weights{best}; train first, or name some with --weights")
 
 
+class State(dict):
+    """What a run needs to go on besides weights; last.pth keeps it."""
+
+    state_dict, load_state_dict = dict.copy, dict.update
+
+
 class Run:
     """The folder of one training: continues it, logs, saves, and stops it well.
 

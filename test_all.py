@@ -27,6 +27,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+from torchvision import transforms
+from torchvision.transforms.v2 import functional as tv
 
 import char_rnn
 import common
@@ -35,13 +37,14 @@ import fid
 import gan_mnist
 import images
 import run_folder
+import simclr
 import vae
 
 torch.set_num_threads(1)  # on networks this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).parent
 LONG = os.environ.get("TEST_LONG") == "1"  # set by `python test_all.py --long`
-SCRIPTS = [vae, char_rnn, gan_mnist, dcgan, fid]
+SCRIPTS = [vae, char_rnn, gan_mnist, dcgan, simclr, fid]
 NEEDED = {fid: ["real", "generated"]}  # arguments without which a script does nothing
 
 
@@ -192,7 +195,7 @@ def test_folder_of_odd_images(tmp_path, capsys, monkeypatch):
     assert data.train.shape == (11, 3, 16, 16) and data.test.shape == (1, 3, 16, 16) and data.train.dtype == torch.uint8
     assert sorted(torch.cat([data.train_labels, data.test_labels]).tolist()) == [0] * 6 + [1] * 6
 
-    monkeypatch.setattr(images, "_decode", None)  # the second start decodes nothing
+    monkeypatch.setattr(images, "decode", None)  # the second start decodes nothing
     again = images.load_images(str(tmp_path / "set"), "mnist", "data", 16)
     assert torch.equal(again.train, data.train) and "2 of 14" in capsys.readouterr().err
 
@@ -1831,6 +1834,270 @@ def test_sigterm_saves_a_dcgan():
 def test_bad_dcgan_input_gets_one_line(argv, says, capsys):
     as_files(photos(4), "colour")
     assert says in error_line(capsys, dcgan.main, argv)
+
+
+# ----------------------------------------------------------------------------------------------------------- simclr.py
+
+
+def simclr_loss(left: np.ndarray, right: np.ndarray, tau: float) -> float:
+    """Equation 1 and algorithm 1 in float64, with all pairs at once."""
+    z = np.concatenate([left, right]).astype(np.float64)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    s, N = z @ z.T / tau, len(left)
+    total = 0.0
+    for i, j in [(k, k + N) for k in range(N)] + [(k + N, k) for k in range(N)]:
+        others = np.delete(s[i], i)
+        total += others.max() + np.log(np.exp(others - others.max()).sum()) - s[i, j]
+    return total / (2 * N)
+
+
+@pytest.mark.parametrize("tau", [0.005, 0.05, 0.5, 5.0])
+@pytest.mark.parametrize("n", [1, 2, 64 if LONG else 20])
+def test_simclr_losses_agree(tau, n):
+    torch.manual_seed(0)
+    left, right = torch.randn(2, n, 16, dtype=torch.float64)
+    for scale in (1e-3, 1.0, 1e3):
+        for pair in ((scale * left, right), (left, scale * left), (left[:1].expand(n, -1), scale * right)):
+            exact = simclr_loss(*(z.numpy() for z in pair), tau)
+            for ours in (simclr.simclr_loss_naive, simclr.simclr_loss_vectorized):
+                assert ours(*pair, tau).item() == pytest.approx(exact, rel=1e-6, abs=1e-6)
+                assert ours(*(z.float() for z in pair), tau).item() == pytest.approx(exact, rel=1e-3, abs=1e-4)
+
+
+def test_similarities():
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 5, 8)
+    cosine = lambda a, b: (a @ b / (a.norm() * b.norm())).item()
+    pairs, matrix = simclr.sim_positive_pairs(left, right), simclr.compute_sim_matrix(torch.cat([left, right]))
+    assert pairs.shape == (5, 1) and matrix.shape == (10, 10)
+    for i in range(5):
+        exact = pytest.approx(cosine(left[i], right[i]), abs=1e-6)
+        assert [v.item() for v in (simclr.sim(left[i], right[i]), pairs[i], matrix[i, 5 + i])] == [exact] * 3
+    assert matrix.diag().tolist() == pytest.approx([1.0] * 10) and torch.equal(matrix, matrix.T)
+
+
+def test_simclr_gradient_is_finite_for_a_small_tau():
+    z = nn.functional.normalize(torch.randn(8, 4), dim=1).requires_grad_()
+    simclr.simclr_loss_vectorized(*z.chunk(2), 0.005).backward()
+    assert z.grad.isfinite().all() and z.grad.any()
+
+
+def test_simclr_model_of_the_course():
+    model = simclr.Model()
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert count(model.f) == 23_508_032 - 7 * 7 * 3 * 64 + 3 * 3 * 3 * 64  # ResNet-50 without fc, with another stem
+    assert [tuple(p.shape) for p in model.g.parameters()] == [(512, 2048), (512,), (512,), (128, 512), (128,)]
+    assert model.f[0].weight.shape == (64, 3, 3, 3) and model.f[0].stride == (1, 1)
+    assert not any(isinstance(m, nn.MaxPool2d) for m in model.modules())
+    h, z = simclr.Model(7, "resnet18").eval()(torch.randn(2, 3, 32, 32))
+    assert h.shape == (2, 512) and z.shape == (2, 7)
+    torch.testing.assert_close(torch.cat([h.norm(dim=1), z.norm(dim=1)]), torch.ones(4))
+
+
+def test_each_adjustment_is_torchvisions():
+    torch.manual_seed(0)
+    x, amounts = torch.rand(6, 3, 9, 9), torch.tensor([0.6, 0.8, 1.0, 1.1, 1.25, 1.4])
+    x[0], x[1, :, :4] = x[0, :1], 0.0  # without colour; with black
+    exact = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    for ours, theirs, a in zip(simclr.ADJUST, exact, [amounts] * 3 + [(amounts - 1) / 4], strict=True):
+        one_by_one = torch.stack([theirs(image, float(amount)) for image, amount in zip(x, a, strict=True)])
+        torch.testing.assert_close(ours(x, a), one_by_one, atol=2e-6, rtol=0)
+
+
+def test_crops_are_torchvisions(monkeypatch):
+    torch.manual_seed(0)
+    x, boxes = (
+        torch.rand(5, 3, 32, 32),
+        torch.tensor([[0, 0, 32, 32], [3, 5, 9, 20], [31, 0, 1, 32], [8, 9, 17, 4], [2, 2, 30, 30]]),
+    )
+    monkeypatch.setattr(simclr, "crop_boxes", lambda *_: boxes.T.float())
+    torch.manual_seed(0)
+    mirrored = torch.rand(5) < 0.5
+    torch.manual_seed(0)
+    ours = simclr.crop_and_flip(x)
+    exact = [
+        tv.resized_crop(image, *box, [32, 32], antialias=True) for image, box in zip(x, boxes.tolist(), strict=True)
+    ]
+    exact = torch.stack([e.flip(-1) if m else e for e, m in zip(exact, mirrored, strict=True)])
+    torch.testing.assert_close(ours, exact, atol=1e-5, rtol=0)
+    assert 0 < mirrored.sum() < 5
+
+
+def test_crop_boxes_are_distributed_as_torchvisions():
+    """Two-sample Kolmogorov-Smirnov on area, aspect and place; at this size 0.02 is beyond chance."""
+    torch.manual_seed(0)
+    n = 20000
+    params = lambda: transforms.RandomResizedCrop.get_params(torch.empty(3, 32, 32), (0.08, 1.0), (3 / 4, 4 / 3))
+    theirs = torch.tensor([params() for _ in range(n)]).T.double()
+    ours = simclr.crop_boxes(n, 32, torch.device("cpu")).double()
+    measures = lambda box: (box[2] * box[3], box[2] / box[3], box[0], box[1] + box[3])  # area, aspect, top, right
+    for a, b in zip(measures(ours), measures(theirs), strict=True):
+        a, b = a.sort().values, b.sort().values
+        at = torch.cat([a, b]).unique()
+        distance = (torch.searchsorted(a, at, right=True) - torch.searchsorted(b, at, right=True)).abs().max() / n
+        assert distance < 0.02
+    assert (ours[:2] >= 0).all() and (ours[0] + ours[2] <= 32).all() and (ours[1] + ours[3] <= 32).all()
+
+
+def test_views_are_distributed_as_torchvisions():
+    """Per-channel moments of one image's views, ours and torchvision's per-image transforms."""
+    torch.manual_seed(0)
+    n = 20000 if LONG else 3000
+    x = photos(1, 32)
+    theirs = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            transforms.ToTensor(),
+        ]
+    )
+    one = Image.fromarray(x[0].permute(1, 2, 0).numpy())
+    a, b = simclr.augment(x.expand(n, -1, -1, -1)), torch.stack([theirs(one) for _ in range(n)])
+    statistics = lambda v: torch.cat([v.mean((2, 3)), v.std((2, 3)), v.std(1).mean((1, 2))[:, None]], 1)  # (n, 7)
+    a, b = statistics(a), statistics(b)
+    for moment in (lambda s: s, lambda s: (s - s.mean(0)) ** 2):
+        p, q = moment(a), moment(b)
+        error = ((p.var(0) + q.var(0)) / n).sqrt()
+        assert ((p.mean(0) - q.mean(0)).abs() < 5 * error + 1e-3).all()
+    colourless = lambda s: (s[:, 6] < 1e-3).float().mean().item()
+    assert colourless(a) == pytest.approx(0.2, abs=0.03)
+
+
+def test_every_view_has_parameters_of_its_own():
+    torch.manual_seed(0)
+    x = photos(1, 32).expand(50, -1, -1, -1)
+    views = simclr.augment(x)
+    assert views.shape == (50, 3, 32, 32) and views.min() >= 0 and views.max() <= 1
+    assert len({v.numpy().tobytes() for v in views}) == 50
+    orders = []
+    spied = [lambda x, _, i=i: orders.append((i, len(x))) or x for i in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simclr, "ADJUST", spied)
+        simclr.jitter(torch.rand(4000, 3, 2, 2))
+    assert len(orders) == 16 and all(700 < n < 900 for _, n in orders)  # each operation at each place, 0.8 · 4000 / 4
+    grey = simclr.augment(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8))
+    assert grey.shape == (4, 3, 16, 16)
+
+
+def test_knn_is_sklearns():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    rng = torch.Generator().manual_seed(0)
+    bank, h = torch.randn(500, 6, generator=rng), torch.randn(300, 6, generator=rng)
+    rule = lambda z: (2 * (z[:, 0] > 0) + (z[:, 1] > 0.3)).long()
+    labels, truth = rule(bank), rule(h)
+    vote = lambda distance: np.exp((1 - distance) / 0.1)
+    oracle = KNeighborsClassifier(50, weights=vote, metric="cosine").fit(bank.numpy(), labels.numpy())
+    exact = oracle.score(h.numpy(), truth.numpy())
+    assert simclr.knn_accuracy(bank, labels, h, truth, k=50) == pytest.approx(exact, abs=1 / 300) and 0.5 < exact < 1
+    assert 0 < simclr.knn_accuracy(bank, labels, h, truth) < 1  # k = 200
+    assert simclr.knn_accuracy(bank[:9], labels[:9], h, truth) > 0  # fewer than k
+
+
+def test_linear_classifier_is_sklearns():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = torch.Generator().manual_seed(0)
+    h, test_h = torch.randn(400, 5, generator=rng) * 3 + 1, torch.randn(300, 5, generator=rng) * 3 + 1
+    rule = lambda z: (z @ torch.tensor([[1.0, -1, 0], [0, 2, -1], [0, 0, 1], [1, 1, 1], [0, 1, 2]])).argmax(1)
+    noisy = torch.where(torch.rand(400, generator=rng) < 0.2, torch.randint(0, 3, (400,), generator=rng), rule(h))
+    scaler = StandardScaler().fit(h.numpy())
+    oracle = LogisticRegression(C=1 / (400 * 1e-3), max_iter=1000).fit(scaler.transform(h.numpy()), noisy.numpy())
+    exact = oracle.score(scaler.transform(test_h.numpy()), rule(test_h).numpy())
+    assert (
+        simclr.linear_accuracy(h, noisy, test_h, rule(test_h)) == pytest.approx(exact, abs=1 / 300) and 0.7 < exact < 1
+    )
+
+
+TINY_SIMCLR = "--data digits --image-size 8 --batch-size 8 --fit-steps 1 --log-every 2 --save-every 2".split()
+
+
+def test_simclr_resume_is_exact(monkeypatch):
+    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    argv = [*TINY_SIMCLR, "--warmup", "2"]
+    simclr.main([*argv, "--steps", "4", "--out", "whole"])
+    simclr.main([*argv, "--steps", "4", "--out", "again"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder.Run, "save", stop_after(2, run_folder.Run.save))
+        simclr.main([*argv, "--steps", "4", "--out", "halves"])
+    simclr.main([*argv, "--steps", "4", "--out", "halves", "--sample-every", "3", "--log-every", "1"])
+    last = [torch.load(f"{name}/last.pth", weights_only=True) for name in ("whole", "again", "halves")]
+    assert same(last[0]["model"], last[1]["model"]) and same(last[0]["model"], last[2]["model"])
+    assert same(last[0]["optimizer"], last[2]["optimizer"]) and [x["step"] for x in last] == [4, 4, 4]
+
+
+def stop_after(step: int, save):
+    """Run.save, after which the process is as good as killed."""
+
+    def saved(run):
+        save(run)
+        if run.step == step:
+            raise KeyboardInterrupt
+
+    return saved
+
+
+def test_a_simclr_from_start_to_features(capsys, tmp_path):
+    simclr.main([*TINY_SIMCLR, "--steps", "2"])
+    folder, found = Path("runs/simclr-digits-resnet18-tau0.5-batch8"), capsys.readouterr()
+    results = json.loads((folder / "results.json").read_text())
+    expected = {f"{f}{kind}" for f in ("", "untrained_", "pixels_") for kind in ("knn", "linear", "linear_few")}
+    assert expected | {"labels_alone_few"} <= results.keys() and "finetuned_few" not in results
+    assert all(0 <= results[k] <= 1 for k in expected) and results["few_labels"] == 162
+    weights = torch.load(folder / "simclr.pth", weights_only=True)
+    model = simclr.build(weights)
+    sha = simclr.fingerprint(model.f)
+    assert results["encoder_sha256"] == sha and f"frozen encoder: {sha} before, {sha} after" in found.out
+    model.f[1].running_mean[3] += 1e-3
+    assert simclr.fingerprint(model.f) != sha  # buffers count
+    assert {p.name for p in folder.glob("*.png")} == {"views.png", "neighbours.png", "features.png", "curves.png"}
+    assert picture(folder / "views.png").shape == (3 * 9 + 1, 8 * 9 + 1, 3)
+
+    simclr.main(["--eval", "--finetune", "--fit-steps", "2"])
+    again = json.loads((folder / "results.json").read_text())
+    assert "finetuned_few" in again and all(again[k] == results[k] for k in expected if "untrained" not in k)
+
+    for i in range(5):
+        image(tmp_path / f"mine/{'cat' if i % 2 else 'dog'}/{i}.png", size=(20 + i, 30), seed=i)
+    (tmp_path / "mine/broken.png").write_text("no image")
+    simclr.main(["--features", "x.npz", "--data", "mine"])
+    with np.load("x.npz") as file:
+        h, names = file["features"], file["names"].tolist()
+        assert h.shape == (5, 512) and h.dtype == np.float32 and file["labels"].tolist() == ["cat"] * 2 + ["dog"] * 3
+    x = torch.from_numpy(images.decode(tmp_path / "mine" / names[3], "RGB", 8)).permute(2, 0, 1)[None]
+    numbers = {k: weights[k] for k in ("mean", "std")}
+    alone = simclr.represent(simclr.build(weights).f, x, numbers, torch.device("cpu"), True)
+    assert np.abs(alone.numpy() - h[3]).max() < 0.05 * np.abs(h[3]).max()
+    assert "a new file.npz" in error_line(capsys, simclr.main, ["--features", "x.npz", "--data", "mine"])
+
+
+def test_simclr_of_one_class(tmp_path, capsys):
+    for i in range(12):
+        image(tmp_path / f"set/{i}.png", size=(20, 20), seed=i)
+    simclr.main("--data set --image-size 8 --batch-size 4 --steps 1 --out run".split())
+    assert "one class only: no accuracy" in capsys.readouterr().out
+    assert "linear" not in json.loads(Path("run/results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--data", "digits", "--batch-size", "1"], "it must be 2 to 1618"),
+        (["--data", "digits", "--batch-size", "1619"], "it must be 2 to 1618"),
+        (["--labels", "0"], "--labels"),
+        (["--labels", "1.5"], "--labels"),
+        (["--tau", "0"], "--tau"),
+        (["--encoder", "vgg"], "--encoder"),
+        (["--eval"], "no trained weights in runs/simclr-*"),
+        (["--features", "x.npz"], "no trained weights in runs/simclr-*"),
+        (["--generate"], "unrecognized arguments"),
+    ],
+)
+def test_bad_simclr_input_gets_one_line(argv, says, capsys):
+    assert says in error_line(capsys, simclr.main, argv)
 
 
 def test_works_with_the_four_packages_alone(tmp_path):

@@ -1,0 +1,477 @@
+"""SimCLR: contrastive learning of visual representations, judged by what a frozen encoder knows.
+
+Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv
+2002.05709. N images give 2N augmented views; the encoder f makes representations h, the projection head g makes z.
+Each view has to find its partner among all others, with sim the cosine and temperature τ:
+
+    ℓ(i,j) = −log exp(sim(z_i,z_j)/τ) / Σ_{k≠i} exp(sim(z_i,z_k)/τ)                                     (eq. 1)
+    L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)]                                                       (algorithm 1)
+
+Differs from the paper: CIFAR-sized ResNet (3 x 3 stem, no max pool, as in its appendix B.9), SGD with momentum instead
+of LARS, no blur (B.9), the head and colour jitter of Stanford's CS231n, assignment 3.
+
+    python simclr.py                                          # ResNet-18 on CIFAR-10; the same again continues
+    python simclr.py --eval                                   # frozen evaluation of the newest run, and its baselines
+    python simclr.py --features out.npz --data photos/        # a trained encoder put to use
+"""
+
+import copy
+import hashlib
+import math
+from argparse import Namespace
+from importlib.util import find_spec
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import common
+import images
+import run_folder
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = common.parser(__doc__, steps=9800, batch_size=512, lr=0.03, generates=False)  # a hundred epochs of CIFAR-10
+    add = p.add_argument_group("model").add_argument
+    add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
+    add("--feature-dim", type=common.number(int, 1), default=128, help="dimensions of z")
+    add("--image-size", type=common.number(int, 8, below=1025), help="side in pixels (default: 32, or 64 for larger)")
+    add = p.add_argument_group("optimisation").add_argument
+    add("--tau", type=common.number(float, 0, above=True), default=0.5, help="temperature τ of the loss")
+    add("--momentum", type=common.number(float, 0, below=1), default=0.9, help="of SGD")
+    add("--weight-decay", type=common.number(float, 0), default=5e-4, help="of SGD")
+    add("--warmup", type=common.number(int, 0), default=200, help="steps in which the learning rate rises")
+    add = p.add_argument_group("evaluation").add_argument
+    add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
+    fit_help = "steps that the same network is trained on those labels alone, and with --finetune from the encoder"
+    add("--fit-steps", type=common.number(int, 0), default=1000, help=fit_help)
+    add("--finetune", action="store_true", help="with --eval, also train the encoder on the labels: not frozen")
+    add("--eval", action="store_true", help="do not train: evaluate a run")
+    add("--features", metavar="FILE.npz", help="do not train: write the features h of the images of --data")
+    return common.parse_args(p, argv)
+
+
+# ------------------------------------------------------------------------------------------- augmentation (section 3)
+# On whole batches, on the device, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
+
+
+CHUNK = 64
+
+
+def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
+    return low + (high - low) * torch.rand(n, device=device)
+
+
+def crop_boxes(n: int, size: int, device: torch.device, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) -> Tensor:
+    """(4, n): top, left, height, width as torchvision's RandomResizedCrop draws them: of ten tries the first to fit."""
+    area = size**2 * uniform(10 * n, *scale, device)
+    aspect = torch.exp(uniform(10 * n, *map(math.log, ratio), device))
+    tries = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()]).round().view(2, n, 10)  # height, width
+    fits = ((tries > 0) & (tries <= size)).all(0)  # (n, 10)
+    first = fits.int().argmax(1)
+    sides = tries.gather(2, first.expand(2, n)[..., None])[..., 0]  # (2, n)
+    sides = torch.where(fits.any(1), sides, float(size))
+    return torch.cat([(torch.rand(2, n, device=device) * (size - sides + 1)).floor(), sides])
+
+
+def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None = None) -> Tensor:
+    """(B, size, size): matrices that stretch `length` pixels from `start` on over all, bilinearly."""
+    source = (torch.arange(size, device=start.device) + 0.5) * length[:, None] / size - 0.5  # (B, size)
+    source = source.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
+    if reverse is not None:
+        source = torch.where(reverse[:, None], source.flip(1), source)
+    return F.relu(1 - (source[:, :, None] - torch.arange(size, device=start.device)).abs())
+
+
+def crop_and_flip(x: Tensor) -> Tensor:
+    """Random resized crop, mirrored half of the time: two small matrix products per channel."""
+    top, left, height, width = crop_boxes(len(x), x.shape[-1], x.device)
+    mirrored = torch.rand(len(x), device=x.device) < 0.5
+    rows, columns = resampling(top, height, x.shape[-1]), resampling(left, width, x.shape[-1], mirrored)
+    return rows[:, None] @ x @ columns[:, None].mT
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma (B, 1, S, S)."""
+    return 0.2989 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
+
+
+def blend(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(y, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """By `turn` (B,) of the colour circle, through HSV."""
+    r, g, b = x.unbind(1)  # (B, S, S)
+    high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    chroma = high - low
+    sixths = torch.where(high == r, g - b, torch.where(high == g, b - r, r - g)) / chroma.clamp(min=1e-12)
+    sixths = sixths + torch.where(high == r, 0.0, torch.where(high == g, 2.0, 4.0)) + 6 * turn[:, None, None]
+    k = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + sixths[:, None]  # (B, 3, S, S)
+    k = k - 6 * (k / 6).floor()
+    return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+ADJUST = (
+    lambda x, factor: (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1),  # brightness
+    lambda x, factor: blend(x, grey(x).mean((2, 3), keepdim=True), factor),  # contrast
+    lambda x, factor: blend(x, grey(x), factor),  # saturation
+    turn_hue,
+)
+
+
+def jitter(x: Tensor, p: float = 0.8) -> Tensor:
+    """Brightness, contrast, saturation by 0.4 and hue by 0.1, in an order of its own for every image."""
+    n, device = len(x), x.device
+    amounts = torch.stack([*(uniform(n, 0.6, 1.4, device) for _ in range(3)), uniform(n, -0.1, 0.1, device)])
+    order = torch.rand(n, 4, device=device).argsort(1)
+    order[torch.rand(n, device=device) >= p] = -1  # these are left alone
+    for turn in order.T:
+        for adjust, which, amount in zip(ADJUST, range(4), amounts, strict=True):
+            i = (turn == which).nonzero()[:, 0]
+            x[i] = adjust(x[i], amount[i])
+    return x
+
+
+def augment(x: Tensor) -> Tensor:
+    """uint8 images (B, 1 or 3, S, S) -> views (B, 3, S, S) in [0, 1]; on a CPU in chunks that its caches hold."""
+    views = []
+    for part in x.split(CHUNK if x.device.type == "cpu" else len(x)):
+        v = jitter(crop_and_flip(part.float().expand(-1, 3, -1, -1) / 255))
+        colourless = torch.rand(len(v), 1, 1, 1, device=x.device) < 0.2
+        views.append(torch.where(colourless, grey(v), v))
+    return torch.cat(views)
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+class Model(nn.Module):
+    """Images (B, 3, S, S) -> (h, z), both of length 1: representation (B, 2048 or 512) and projection (B, feature_dim).
+
+    f: torchvision's ResNet without its last layer, with a 3 x 3 stem of stride 1 and no max pool. g: the course's head.
+    """
+
+    def __init__(self, feature_dim: int = 128, encoder: str = "resnet50") -> None:
+        super().__init__()
+        resnet = getattr(torchvision.models, encoder)()
+        self.width = resnet.fc.in_features
+        layers = {k: m for k, m in resnet.named_children() if k not in ("maxpool", "fc")}
+        layers["conv1"] = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.f = nn.Sequential(*layers.values(), nn.Flatten())
+        self.g = nn.Sequential(
+            nn.Linear(self.width, 512, bias=False),
+            nn.BatchNorm1d(512),
+            nn.ReLU(inplace=True),
+            nn.Linear(512, feature_dim),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.f(x)  # (B, width)
+        return F.normalize(h.float(), dim=1), F.normalize(self.g(h).float(), dim=1)
+
+
+def build(numbers: dict) -> Model:
+    """The model that the flags describe, or that a weights file describes and holds."""
+    try:
+        model = Model(numbers["feature_dim"], numbers["encoder"])
+        if "state_dict" in numbers:
+            model.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        common.fail(error)
+    return model.to(memory_format=torch.channels_last)
+
+
+# ----------------------------------------------------------------------------------------------------------------- loss
+
+
+def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
+    """Cosine of two vectors (D,)."""
+    return F.normalize(z_i, dim=0) @ F.normalize(z_j, dim=0)
+
+
+def simclr_loss_naive(out_left: Tensor, out_right: Tensor, tau: float) -> Tensor:
+    """L as it is written, pair by pair: out_left and out_right (N, D) are the z of both views. To read and to test."""
+    N = len(out_left)
+    z, total = torch.cat([out_left, out_right]), 0.0
+    for k in range(N):
+        for i, j in ((k, k + N), (k + N, k)):
+            others = torch.stack([sim(z[i], z[m]) / tau for m in range(2 * N) if m != i])
+            total += torch.logsumexp(others, 0) - sim(z[i], z[j]) / tau  # no exp alone, which overflows for small τ
+    return total / (2 * N)
+
+
+def sim_positive_pairs(out_left: Tensor, out_right: Tensor) -> Tensor:
+    """sim of each positive pair: (N, D), (N, D) -> (N, 1)."""
+    return (F.normalize(out_left, dim=1) * F.normalize(out_right, dim=1)).sum(1, keepdim=True)
+
+
+def compute_sim_matrix(out: Tensor) -> Tensor:
+    """sim of all pairs: (2N, D) -> (2N, 2N)."""
+    out = F.normalize(out, dim=1)
+    return out @ out.T
+
+
+def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, device: str = "cpu") -> Tensor:
+    """L as a cross-entropy: row i of the similarities over τ, without itself, has to point at i's partner."""
+    N = len(out_left)
+    logits = compute_sim_matrix(torch.cat([out_left, out_right]).to(device)) / tau
+    logits = logits.masked_fill(torch.eye(2 * N, dtype=torch.bool, device=logits.device), -math.inf)
+    return F.cross_entropy(logits, torch.arange(2 * N, device=logits.device).roll(N))
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def normalise(x: Tensor, numbers: dict) -> Tensor:
+    """Views in [0, 1] -> mean 0 and variance 1 per channel of the training set."""
+    mean, std = (torch.tensor(numbers[k], device=x.device).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
+    """uint8 images as they are, not augmented, as the network takes them."""
+    return normalise(x.to(device).float().expand(-1, 3, -1, -1) / 255, numbers)
+
+
+@torch.no_grad()
+def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16: bool) -> Tensor:
+    """h (N, width) of uint8 images, in eval mode, on the device."""
+    training, out = f.training, []
+    f.eval()
+    for part in common.progress(x.split(250), "features", math.ceil(len(x) / 250)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            out.append(f(whole(part, numbers, device)).float())
+    f.train(training)
+    return torch.cat(out)
+
+
+def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int = 200, tau: float = 0.1) -> float:
+    """Of a vote of the k nearest of the bank (N, D) by cosine, each with weight exp(sim/τ) (Wu et al. 2018, 3.4)."""
+    bank, right, n_classes = F.normalize(bank, dim=1), 0, int(labels.max()) + 1
+    for part, y in zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True):
+        similar, i = (part @ bank.T).topk(min(k, len(bank)))  # (B, k)
+        votes = similar.new_zeros(len(part), n_classes).scatter_add_(1, labels[i], (similar / tau).exp())
+        right += (votes.argmax(1) == y).sum().item()
+    return right / len(h)
+
+
+def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor, l2: float = 1e-3) -> float:
+    """Of multinomial logistic regression on standardised features (N, D), fitted to convergence by L-BFGS."""
+    mean, std = h.mean(0), h.std(0) + 1e-6
+    h, test_h = (h - mean) / std, (test_h - mean) / std
+    layer = nn.Linear(h.shape[1], int(labels.max()) + 1).to(h.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(h), labels) + l2 / 2 * (layer.weight**2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return (layer(test_h).argmax(1) == truth).float().mean().item()
+
+
+def fit(model: Model, x: Tensor, labels: Tensor, numbers: dict, args: Namespace, device: torch.device) -> nn.Module:
+    """A copy of f and a linear layer, both trained on labelled images (crops and flips): what is not frozen."""
+    n_classes = int(labels.max()) + 1
+    net = nn.Sequential(copy.deepcopy(model.f), nn.Linear(model.width, n_classes)).to(device).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for step in common.progress(range(1, args.fit_steps + 1), "labels alone", args.fit_steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * step / args.fit_steps)) / 2
+        i = common.batch_indices(len(x), 128, step, args.seed)
+        views = normalise(crop_and_flip(x[i].to(device).float().expand(-1, 3, -1, -1) / 255), numbers)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            logits = net(views).float()
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels[i].to(device)).backward()
+        optimizer.step()
+    return net
+
+
+def fingerprint(f: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, value in f.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def judged(h: Tensor, test_h: Tensor, data: images.ImageData, some: Tensor) -> dict[str, float]:
+    """What features tell of the held-out labels: kNN, linear from all labels, linear from `some` of them."""
+    y, truth = data.train_labels.to(h.device), data.test_labels.to(h.device)
+    return {
+        "knn": knn_accuracy(h, y, test_h, truth),
+        "linear": linear_accuracy(h, y, test_h, truth),
+        "linear_few": linear_accuracy(h[some], y[some], test_h, truth),
+    }
+
+
+def draw_views(x: Tensor, path: Path) -> None:
+    """Each image over two views of it."""
+    torch.manual_seed(0)
+    original = x.float().expand(-1, 3, -1, -1) / 255
+    common.save_grid(torch.cat([original, augment(x), augment(x)]), path, len(x))
+
+
+def draw_neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
+    """Ten test images, of different classes where they can be, each before its nine nearest training images."""
+    classes = data.test_labels.unique()[:10]
+    ten = [int((data.test_labels == c).nonzero()[0]) for c in classes] if len(classes) > 1 else range(len(test_h))[:10]
+    nearest = (F.normalize(test_h[list(ten)], dim=1) @ F.normalize(h, dim=1).T).topk(min(9, len(h))).indices.cpu()
+    rows = [x for i, near in zip(ten, nearest, strict=True) for x in (data.test[i : i + 1], data.train[near])]
+    common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1])
+
+
+def draw_features(test_h: Tensor, labels: Tensor, path: Path) -> None:
+    """t-SNE of 2,000 test images' features, coloured by class."""
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    h = F.normalize(test_h[:2000], dim=1).cpu().numpy()
+    places = TSNE(init="pca", perplexity=min(30, (len(h) - 1) / 3), random_state=0).fit_transform(h)
+    axes = Figure((6.5, 6), layout="constrained").add_subplot(title=f"h of {len(h):,} test images, t-SNE")
+    dots = axes.scatter(*places.T, c=labels[:2000].numpy(), s=5, cmap="tab10" if labels.max() < 10 else "viridis")
+    if 0 < labels.max() < 20:
+        axes.legend(*dots.legend_elements(num=None), title="class", fontsize="small")
+    axes.figure.savefig(path)
+
+
+def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Path, args: Namespace) -> dict:
+    """Frozen evaluation beside its baselines: pictures into the folder, accuracies on held-out images back."""
+    device = torch.device(args.device)
+    print("evaluating on held-out images ...", flush=True)
+    before = fingerprint(model.f)
+    h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
+    draw_neighbours(h, test_h, data, folder / "neighbours.png")
+    if find_spec("matplotlib") and find_spec("sklearn") and len(test_h) > 4:
+        draw_features(test_h, data.test_labels, folder / "features.png")
+    results = {"test_images": len(data.test), "encoder_sha256": before}
+    if data.train_labels.max() < 1:
+        print("there is one class only: no accuracy can be measured")
+    else:
+        some = common.permutation(len(h), 0, 0)[: max(2, round(args.labels * len(h)))]
+        results |= {"train_images": len(h), "few_labels": len(some), **judged(h, test_h, data, some)}
+        torch.manual_seed(args.seed + 1)
+        untrained = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last)
+        for name, f in (("untrained", untrained.f), ("pixels", nn.Flatten())):
+            pair = (represent(f, x, numbers, device, args.bf16) for x in (data.train, data.test))
+            results |= {f"{name}_{k}": v for k, v in judged(*pair, data, some).items()}
+        starts = {"labels_alone": untrained} | ({"finetuned": model} if args.finetune else {})
+        for name, start in starts.items() if args.fit_steps else ():
+            net = fit(start, data.train[some], data.train_labels[some], numbers, args, device)
+            guesses = represent(net, data.test, numbers, device, args.bf16).argmax(1).cpu()
+            results |= {f"{name}_few": (guesses == data.test_labels).float().mean().item()}
+    after = fingerprint(model.f)
+    print(f"frozen encoder: {before} before, {after} after evaluation")
+    if after != before:
+        raise AssertionError("evaluation has changed the encoder: its figures are void")
+    return results
+
+
+def write_features(model: Model, numbers: dict, args: Namespace) -> None:
+    """h of every image of --data: an .npz with `features` (N, width), `labels`, and the files' `names`."""
+    source, out, size = args.data or numbers["data"], Path(args.features), numbers["image_size"]
+    if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
+        common.fail(f"--features {out}: a new file.npz in a folder that exists is needed")
+    if Path(source).is_dir():
+        names = sorted(images.image_files(Path(source)))
+        with ThreadPool() as pool:
+            pixels = pool.map(lambda name: images.decode(Path(source, name), "RGB", size), names)
+        images.name_broken([n for n, x in zip(names, pixels, strict=True) if x is None], len(names), source)
+        names = [n for n, x in zip(names, pixels, strict=True) if x is not None]
+        x = torch.from_numpy(np.stack([x for x in pixels if x is not None])).permute(0, 3, 1, 2)
+        labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
+    else:
+        data = images.load_images(source, "", args.data_dir, size)
+        x, labels = torch.cat([data.train, data.test]), torch.cat([data.train_labels, data.test_labels]).tolist()
+        names = [
+            f"{split}/{i}" for split, part in (("train", data.train), ("test", data.test)) for i in range(len(part))
+        ]
+    h = represent(model.f, x, numbers, torch.device(args.device), args.bf16).cpu().numpy()
+    run_folder.write_whole(out, lambda file: np.savez(file, features=h, labels=np.array(labels), names=np.array(names)))
+    print(f"{out}: features {h.shape} of {source}")
+
+
+def train(args: Namespace, device: torch.device) -> None:
+    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
+    if not 2 <= args.batch_size <= len(data.train):
+        common.fail(f"--batch-size {args.batch_size}: it must be 2 to {len(data.train)}, the number of training images")
+    args.image_size = data.train.shape[-1]
+    some = data.train[:5000].float() / 255
+    numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": args.image_size, "tau": args.tau}
+    numbers |= {"mean": some.mean((0, 2, 3)).expand(3).tolist(), "std": some.std((0, 2, 3)).expand(3).tolist()}
+    numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
+
+    model = build(numbers).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0, args.momentum, weight_decay=args.weight_decay)
+    state = run_folder.State(steps=args.steps)
+    objects = {"model": model, "optimizer": optimizer, "state": state}
+    variant = f"simclr-{data.name}-{args.encoder}-tau{args.tau:g}-batch{args.batch_size}"
+    run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
+    if run.finished():
+        return
+    if state["steps"] != args.steps:
+        print(f"the cosine was drawn for {state['steps']} steps and goes on as one for {args.steps}")
+    state["steps"] = args.steps
+    draw_views(data.train[:8], run.folder / "views.png")
+    pixels = common.to_device(data.train, device)
+    bank, seen = (data.train[:10000], data.train_labels[:10000]), (data.test[:2000], data.test_labels[:2000])
+    fast_model = common.compiled(model, args.compile)
+    peak = args.lr * args.batch_size / 256
+
+    for step in run.steps():
+        cosine = (1 + math.cos(math.pi * step / args.steps)) / 2
+        optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
+        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)].to(device)  # (N, C, S, S)
+        views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            _, z = fast_model(views)  # (2N, feature_dim)
+        loss = simclr_loss_vectorized(*z.chunk(2), args.tau, device)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        run.add("train", loss=loss)
+        sampled = step % args.sample_every == 0 or step == args.steps
+        if sampled and data.train_labels.max() > 0:
+            run.check()
+            h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x, _ in (bank, seen))
+            run.add("test", knn=knn_accuracy(h, bank[1].to(device), test_h, seen[1].to(device)))
+        if sampled or step % args.log_every == 0:
+            run.log()
+    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    device = common.setup(args)
+    if not (args.eval or args.features):
+        return train(args, device)
+
+    if not args.eval:
+        args.given.pop("data", None)  # features of other images than those of the training
+    numbers, folder = run_folder.find_weights("simclr", "simclr.pth", args, write=args.eval)
+    model = build(numbers).to(device)
+    if args.features:
+        write_features(model, numbers, args)
+    if args.eval:
+        data = images.load_images(args.data or numbers["data"], "cifar10", args.data_dir, numbers["image_size"])
+        # From other data, held-out images could be images that the model was trained on.
+        if not numbers["trained_on"].startswith(str(data)):
+            common.fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
+        results = look_inside(model, data, numbers, folder, args)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+
+
+if __name__ == "__main__":
+    main()
