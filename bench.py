@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.transforms import v2
 
 import char_rnn
 import common
@@ -33,6 +34,7 @@ import dcgan
 import fid
 import gan_mnist
 import images
+import simclr
 import vae
 
 BATCH = 64
@@ -190,6 +192,66 @@ def dcgan_rows(size: int) -> dict:
     }
 
 
+def per_image(t) -> list:
+    """SimCLR's augmentation, one image at a time: t is torchvision.transforms or its v2."""
+    jitter = t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    return [t.RandomResizedCrop(32), t.RandomHorizontalFlip(), jitter, t.RandomGrayscale(0.2)]
+
+
+class TwoViews(Dataset):
+    """A pair of views of each image."""
+
+    def __init__(self, pixels: Tensor, transform: Callable) -> None:
+        self.pixels, self.transform = pixels, transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x = self.pixels[i]
+        return self.transform(x), self.transform(x)
+
+
+as_pil = transforms.Lambda(lambda x: Image.fromarray(x.permute(1, 2, 0).numpy()))
+BY_PIL = transforms.Compose([as_pil, *per_image(transforms), transforms.ToTensor()])
+BY_V2 = v2.Compose([*per_image(v2), v2.ToDtype(torch.float32, scale=True)])
+
+
+def views(args: Namespace, augment: Callable) -> dict[str, float]:
+    """Of a batch of images at once, or image by image."""
+    x = images.load_images(photographs(args), "", args.data_dir, 32).train[: 2 * args.steps].expand(-1, 3, -1, -1)
+    torch.manual_seed(args.seed)
+    augment(x[:64])
+    began = time.perf_counter()
+    augment(x)
+    return {"views/s": len(x) / (time.perf_counter() - began)}
+
+
+def simclr_step(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, float]:
+    """Steps of ResNet-18 on batches of 256, and the share of their time that goes into, or waits for, views."""
+    pixels = images.load_images(photographs(args), "", args.data_dir, 32).train.expand(-1, 3, -1, -1)
+    common.setup(Namespace(device="cpu", bf16=bf16, seed=args.seed)) if ours else torch.manual_seed(args.seed)
+    model, n, spent = simclr.Model(128, "resnet18"), max(3, args.steps // 250), [0.0, 0.0]
+    model = model.to(memory_format=torch.channels_last) if ours else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4)
+    loader = iter(DataLoader(TwoViews(pixels, BY_PIL), 256, shuffle=True, num_workers=2))
+    unscaled = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    for step in range(n + 1):
+        began = time.perf_counter()
+        x = pixels[common.batch_indices(len(pixels), 256, step + 1, args.seed)]
+        pair = [simclr.augment(x), simclr.augment(x)] if ours else next(loader)
+        x = simclr.normalise(torch.cat(pair), unscaled) if ours else (torch.cat(pair) - 0.5) / 0.25
+        ready = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            _, z = model(x)
+        optimizer.zero_grad()
+        simclr.simclr_loss_vectorized(*z.chunk(2), 0.5).backward()
+        optimizer.step()
+        if step:  # the first is slow everywhere
+            spent = [spent[0] + ready - began, spent[1] + time.perf_counter() - ready]
+    return {"images/s": 256 * n / sum(spent), "views, % of time": 100 * spent[0] / sum(spent)}
+
+
 class CourseGRU(nn.Module):
     """The course's module as students write it: a Linear per gate, one-hot input, a loop over time, then layers."""
 
@@ -340,6 +402,16 @@ TABLES = {
     "gan_mnist.py, conv, batch 128": gan_rows("conv"),
     "dcgan.py at 32 pixels, batch 128": dcgan_rows(32),
     "dcgan.py at 64 pixels, batch 128": dcgan_rows(64),
+    "SimCLR's views at 32 pixels": {
+        "torchvision, PIL": lambda args: views(args, lambda x: [BY_PIL(image) for image in x]),
+        "torchvision v2, tensors": lambda args: views(args, lambda x: [BY_V2(image) for image in x]),
+        "simclr.py": lambda args: views(args, simclr.augment),
+    },
+    "SimCLR training, ResNet-18, batch 256": {
+        "torchvision's loader, 2 workers": lambda args: simclr_step(args, False),
+        "simclr.py --no-bf16": lambda args: simclr_step(args, True),
+        "simclr.py": lambda args: simclr_step(args, True, True),
+    },
     "Inception features and their covariance, float32": {
         "pytorch-fid": lambda args: feature_extraction(args, False),
         "fid.py": lambda args: feature_extraction(args, True),
@@ -350,7 +422,9 @@ TABLES = {
 }
 
 
-SLOW = re.compile("conv|64 pixels|--compile|--no-bf16|workers|3 layers|1,000 images").search  # what --quick leaves out
+SLOW = re.compile(
+    "conv|64 pixels|SimCLR training|--compile|--no-bf16|workers|3 layers|1,000 images"
+).search  # what --quick leaves out
 
 
 def main() -> None:

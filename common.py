@@ -65,7 +65,12 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=100, help="steps between rows of metrics.csv")
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
-    add("--sample-every", type=number(int, 1), default=1000, help="steps between samples")
+    add(
+        "--sample-every",
+        type=number(int, 1),
+        default=1000,
+        help="steps between samples, or measurements that take long",
+    )
     if generates:
         add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--weights", help="weights file or run folder to use (default: the newest run that fits the flags given)")
@@ -76,6 +81,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
 FREE = set("steps data data_dir out fresh device compile log_every save_every sample_every".split())
 FREE |= set("generate weights eval interpolate export n given".split())
 FREE |= set("early_stopping start n_chars n_samples temperature top_k top_p score".split())
+FREE |= set("labels fit_steps finetune features".split())
 
 
 def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:

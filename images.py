@@ -78,7 +78,7 @@ def _read(source: str, root: Path, size: int | None) -> ImageData:
         x = torch.from_numpy(x * (255 / 16)).round().byte().view(-1, 1, 8, 8)[order]
         images, labels = _split(x), _split(torch.from_numpy(y)[order])
     else:
-        folder = _lfw(root) if source == "lfw" else _unpacked(source, root)
+        folder = image_folder(source, root)
         images, labels = _read_folder(folder, root, size)
         return ImageData(folder.resolve().name, source, images[0], labels[0], images[1], labels[1])
     images = [resize(x, size or 32) for x in images]
@@ -127,8 +127,10 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).contiguous()
 
 
-def _unpacked(source: str, root: Path) -> Path:
-    """The folder that `source` means: itself, or an archive, downloaded if it is a URL, extracted under `root`."""
+def image_folder(source: str, root: Path) -> Path:
+    """The folder that `source` means: itself, lfw's, or an archive's, downloaded if it is a URL, unpacked in `root`."""
+    if source == "lfw":
+        return _lfw(root)
     path = Path(source)
     if source.startswith(("http://", "https://")):
         key = hashlib.sha256(source.encode()).hexdigest()[:8]

@@ -7,8 +7,8 @@ Each view has to find its partner among all others, with sim the cosine and temp
     ℓ(i,j) = −log exp(sim(z_i,z_j)/τ) / Σ_{k≠i} exp(sim(z_i,z_k)/τ)                                     (eq. 1)
     L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)]                                                       (algorithm 1)
 
-Differs from the paper: CIFAR-sized ResNet (3 x 3 stem, no max pool, as in its appendix B.9), SGD with momentum instead
-of LARS, no blur (B.9), the head and colour jitter of Stanford's CS231n, assignment 3.
+Differs from the paper (its appendix B.9 has CIFAR-10): the head of Stanford's CS231n, assignment 3, 512 wide; SGD with
+momentum instead of LARS, learning rate --lr · batch / 256 at its peak, weight decay 5e-4 on everything; ResNet-18.
 
     python simclr.py                                          # ResNet-18 on CIFAR-10; the same again continues
     python simclr.py --eval                                   # frozen evaluation of the newest run, and its baselines
@@ -18,6 +18,7 @@ of LARS, no blur (B.9), the head and colour jitter of Stanford's CS231n, assignm
 import copy
 import hashlib
 import math
+import os
 from argparse import Namespace
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
@@ -49,7 +50,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
     fit_help = "steps that the same network is trained on those labels alone, and with --finetune from the encoder"
     add("--fit-steps", type=common.number(int, 0), default=1000, help=fit_help)
-    add("--finetune", action="store_true", help="with --eval, also train the encoder on the labels: not frozen")
+    add("--finetune", action="store_true", help="in the evaluation, also train the encoder on the labels: not frozen")
     add("--eval", action="store_true", help="do not train: evaluate a run")
     add("--features", metavar="FILE.npz", help="do not train: write the features h of the images of --data")
     return common.parse_args(p, argv)
@@ -66,7 +67,7 @@ def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
     return low + (high - low) * torch.rand(n, device=device)
 
 
-def crop_boxes(n: int, size: int, device: torch.device, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) -> Tensor:
+def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 / 4, 4 / 3)) -> Tensor:
     """(4, n): top, left, height, width as torchvision's RandomResizedCrop draws them: of ten tries the first to fit."""
     area = size**2 * uniform(10 * n, *scale, device)
     aspect = torch.exp(uniform(10 * n, *map(math.log, ratio), device))
@@ -87,9 +88,9 @@ def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None 
     return F.relu(1 - (source[:, :, None] - torch.arange(size, device=start.device)).abs())
 
 
-def crop_and_flip(x: Tensor) -> Tensor:
+def crop_and_flip(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
     """Random resized crop, mirrored half of the time: two small matrix products per channel."""
-    top, left, height, width = crop_boxes(len(x), x.shape[-1], x.device)
+    top, left, height, width = crop_boxes(len(x), x.shape[-1], x.device, scale)
     mirrored = torch.rand(len(x), device=x.device) < 0.5
     rows, columns = resampling(top, height, x.shape[-1]), resampling(left, width, x.shape[-1], mirrored)
     return rows[:, None] @ x @ columns[:, None].mT
@@ -182,7 +183,7 @@ def build(numbers: dict) -> Model:
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        common.fail(error)
+        common.fail(f"no model can be made of this: {str(error)[:300]}")
     return model.to(memory_format=torch.channels_last)
 
 
@@ -241,9 +242,9 @@ def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
 @torch.no_grad()
 def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16: bool) -> Tensor:
     """h (N, width) of uint8 images, in eval mode, on the device."""
-    training, out = f.training, []
+    training, out, n = f.training, [], max(1, 250 * 32**2 // x.shape[-1] ** 2)
     f.eval()
-    for part in common.progress(x.split(250), "features", math.ceil(len(x) / 250)):
+    for part in common.progress(x.split(n), "features", math.ceil(len(x) / n)):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out.append(f(whole(part, numbers, device)).float())
     f.train(training)
@@ -260,14 +261,12 @@ def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int 
     return right / len(h)
 
 
-def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor, l2: float = 1e-3) -> float:
-    """Of multinomial logistic regression on standardised features (N, D), fitted to convergence by L-BFGS."""
-    mean, std = h.mean(0), h.std(0) + 1e-6
-    h, test_h = (h - mean) / std, (test_h - mean) / std
+def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
+    """The linear classifier with the least cross-entropy + l2/2 ‖W‖², by L-BFGS."""
     layer = nn.Linear(h.shape[1], int(labels.max()) + 1).to(h.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -276,29 +275,39 @@ def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor, l2
         return loss
 
     optimizer.step(closure)
-    with torch.no_grad():
-        return (layer(test_h).argmax(1) == truth).float().mean().item()
+    return layer.requires_grad_(False)
 
 
-def fit(model: Model, x: Tensor, labels: Tensor, numbers: dict, args: Namespace, device: torch.device) -> nn.Module:
-    """A copy of f and a linear layer, both trained on labelled images (crops and flips): what is not frozen."""
-    n_classes = int(labels.max()) + 1
-    net = nn.Sequential(copy.deepcopy(model.f), nn.Linear(model.width, n_classes)).to(device).train()
+def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) -> float:
+    """Of logistic regression on standardised features (N, D), l2 chosen on a fifth of the training labels."""
+    std = h.std(0)
+    std, mean = torch.where(std > 1e-4, std, 1.0), h.mean(0)
+    h, test_h, n = (h - mean) / std, (test_h - mean) / std, len(h) - len(h) // 5
+    right = lambda layer, h, y: (layer(h).argmax(1) == y).float().mean().item()
+    tried = {l2: right(logistic_regression(h[:n], labels[:n], l2), h[n:], labels[n:]) for l2 in (1e-3, 1e-2, 1e-1)}
+    return right(logistic_regression(h, labels, max(tried, key=tried.get)), test_h, truth)
+
+
+def fit(model: Model, data: images.ImageData, some: Tensor, numbers: dict, args: Namespace, title: str) -> nn.Module:
+    """A copy of f and a linear layer, both trained on `some` labelled images (crops and flips): what is not frozen."""
+    device = torch.device(args.device)
+    net = nn.Sequential(copy.deepcopy(model.f), nn.Linear(model.width, int(data.train_labels.max()) + 1))
+    net = net.to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    for step in common.progress(range(1, args.fit_steps + 1), "labels alone", args.fit_steps):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * step / args.fit_steps)) / 2
-        i = common.batch_indices(len(x), 128, step, args.seed)
-        views = normalise(crop_and_flip(x[i].to(device).float().expand(-1, 3, -1, -1) / 255), numbers)
+    for step in common.progress(range(1, args.fit_steps + 1), title, args.fit_steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * (step - 1) / args.fit_steps)) / 2
+        i = some[common.batch_indices(len(some), 128, step, args.seed)]
+        views = crop_and_flip(data.train[i].to(device).float().expand(-1, 3, -1, -1) / 255, scale=(0.5, 1.0))
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            logits = net(views).float()
+            logits = net(normalise(views, numbers)).float()
         optimizer.zero_grad()
-        F.cross_entropy(logits, labels[i].to(device)).backward()
+        F.cross_entropy(logits, data.train_labels[i].to(device)).backward()
         optimizer.step()
     return net
 
 
 def fingerprint(f: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer."""
+    """SHA-256 of every parameter and buffer, its first 16 digits."""
     digest = hashlib.sha256()
     for name, value in f.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -324,9 +333,9 @@ def draw_views(x: Tensor, path: Path) -> None:
 
 def draw_neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
     """Ten test images, of different classes where they can be, each before its nine nearest training images."""
-    classes = data.test_labels.unique()[:10]
-    ten = [int((data.test_labels == c).nonzero()[0]) for c in classes] if len(classes) > 1 else range(len(test_h))[:10]
-    nearest = (F.normalize(test_h[list(ten)], dim=1) @ F.normalize(h, dim=1).T).topk(min(9, len(h))).indices.cpu()
+    first = [int((data.test_labels == c).nonzero()[0]) for c in data.test_labels.unique()]
+    ten = list(dict.fromkeys([*first, *range(len(test_h))]))[:10]
+    nearest = (F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T).topk(min(9, len(h))).indices.cpu()
     rows = [x for i, near in zip(ten, nearest, strict=True) for x in (data.test[i : i + 1], data.train[near])]
     common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1])
 
@@ -362,13 +371,18 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
         results |= {"train_images": len(h), "few_labels": len(some), **judged(h, test_h, data, some)}
         torch.manual_seed(args.seed + 1)
         untrained = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last)
-        for name, f in (("untrained", untrained.f), ("pixels", nn.Flatten())):
-            pair = (represent(f, x, numbers, device, args.bf16) for x in (data.train, data.test))
-            results |= {f"{name}_{k}": v for k, v in judged(*pair, data, some).items()}
+        with torch.no_grad():
+            for x in data.train[:2500].split(250):  # statistics for BatchNorm: the harder baseline
+                untrained.f(whole(x, numbers, device))
+        random_h = (represent(untrained.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
+        results |= {f"untrained_{k}": v for k, v in judged(*random_h, data, some).items()}
+        flat = lambda x: F.adaptive_avg_pool2d(x.to(device).float() / 255, min(32, x.shape[-1])).flatten(1)
+        results |= {f"pixels_{k}": v for k, v in judged(flat(data.train), flat(data.test), data, some).items()}
+        results |= {"fit_steps": args.fit_steps, "labels_alone_few": None, "finetuned_few": None}  # None: not measured
         starts = {"labels_alone": untrained} | ({"finetuned": model} if args.finetune else {})
         for name, start in starts.items() if args.fit_steps else ():
-            net = fit(start, data.train[some], data.train_labels[some], numbers, args, device)
-            guesses = represent(net, data.test, numbers, device, args.bf16).argmax(1).cpu()
+            net = fit(start, data, some, numbers, args, name)
+            guesses = represent(net, data.test, numbers, device, bf16=False).argmax(1).cpu()
             results |= {f"{name}_few": (guesses == data.test_labels).float().mean().item()}
     after = fingerprint(model.f)
     print(f"frozen encoder: {before} before, {after} after evaluation")
@@ -379,36 +393,49 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
 
 def write_features(model: Model, numbers: dict, args: Namespace) -> None:
     """h of every image of --data: an .npz with `features` (N, width), `labels`, and the files' `names`."""
-    source, out, size = args.data or numbers["data"], Path(args.features), numbers["image_size"]
-    if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
-        common.fail(f"--features {out}: a new file.npz in a folder that exists is needed")
-    if Path(source).is_dir():
-        names = sorted(images.image_files(Path(source)))
-        with ThreadPool() as pool:
-            pixels = pool.map(lambda name: images.decode(Path(source, name), "RGB", size), names)
-        images.name_broken([n for n, x in zip(names, pixels, strict=True) if x is None], len(names), source)
-        names = [n for n, x in zip(names, pixels, strict=True) if x is not None]
-        x = torch.from_numpy(np.stack([x for x in pixels if x is not None])).permute(0, 3, 1, 2)
-        labels = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
+    source, out, device = args.data or numbers["data"], Path(args.features), torch.device(args.device)
+    if out.suffix != ".npz" or out.exists() or not os.access(out.parent, os.W_OK):
+        common.fail(f"--features {out}: a new file.npz in a folder that can be written to is needed")
+    embed = lambda x: represent(model.f, x, numbers, device, args.bf16).cpu().numpy()
+    if source in ("mnist", "cifar10", "digits"):
+        data = images.load_images(source, "", args.data_dir, numbers["image_size"])
+        splits = {"train": (data.train, data.train_labels), "test": (data.test, data.test_labels)}
+        h = [embed(x) for x, _ in splits.values()]
+        names = [f"{split}/{i}" for split, (x, _) in splits.items() for i in range(len(x))]
+        labels = [int(y) for _, part in splits.values() for y in part]
     else:
-        data = images.load_images(source, "", args.data_dir, size)
-        x, labels = torch.cat([data.train, data.test]), torch.cat([data.train_labels, data.test_labels]).tolist()
-        names = [
-            f"{split}/{i}" for split, part in (("train", data.train), ("test", data.test)) for i in range(len(part))
-        ]
-    h = represent(model.f, x, numbers, torch.device(args.device), args.bf16).cpu().numpy()
-    run_folder.write_whole(out, lambda file: np.savez(file, features=h, labels=np.array(labels), names=np.array(names)))
-    print(f"{out}: features {h.shape} of {source}")
+        folder = images.image_folder(source, Path(args.data_dir))
+        files, names, h = sorted(images.image_files(folder)), [], []
+        with ThreadPool() as pool:
+            for some in (files[i : i + 250] for i in range(0, len(files), 250)):
+                decoded = pool.map(lambda file: images.decode(folder / file, "RGB", numbers["image_size"]), some)
+                pairs = [(file, x) for file, x in zip(some, decoded, strict=True) if x is not None]
+                names += [file for file, _ in pairs]
+                h += [embed(torch.from_numpy(np.stack([x for _, x in pairs])).permute(0, 3, 1, 2))] if pairs else []
+        images.name_broken(sorted({*files} - {*names}), len(files), folder)
+        if not names:
+            common.fail(f"none of the {len(files)} image files in {folder} can be read")
+        split = all((folder / name).is_dir() for name in ("train", "test"))
+        labels = [Path(name).parts[split] if len(Path(name).parts) > 1 + split else "" for name in names]
+    arrays = {"features": np.concatenate(h), "labels": np.array(labels), "names": np.array(names)}
+    run_folder.write_whole(out, lambda file: np.savez(file, **arrays))
+    print(f"{out}: features {arrays['features'].shape} of {source}")
 
 
 def train(args: Namespace, device: torch.device) -> None:
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     if not 2 <= args.batch_size <= len(data.train):
-        common.fail(f"--batch-size {args.batch_size}: it must be 2 to {len(data.train)}, the number of training images")
+        common.fail(
+            f"--batch-size {args.batch_size}: at least 2, and not more than the {len(data.train)} training images"
+        )
     args.image_size = data.train.shape[-1]
-    some = data.train[:5000].float() / 255
+    every = max(1, args.image_size // 32)
+    some = data.train[:5000, :, ::every, ::every].float() / 255
     numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": args.image_size, "tau": args.tau}
-    numbers |= {"mean": some.mean((0, 2, 3)).expand(3).tolist(), "std": some.std((0, 2, 3)).expand(3).tolist()}
+    numbers |= {
+        "mean": some.mean((0, 2, 3)).expand(3).tolist(),
+        "std": some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist(),
+    }
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     model = build(numbers).to(device)
@@ -429,9 +456,11 @@ def train(args: Namespace, device: torch.device) -> None:
     peak = args.lr * args.batch_size / 256
 
     for step in run.steps():
-        cosine = (1 + math.cos(math.pi * step / args.steps)) / 2
+        cosine = (1 + math.cos(math.pi * (step - 1) / args.steps)) / 2
         optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
-        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)].to(device)  # (N, C, S, S)
+        epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
+        i = common.permutation(len(pixels), args.seed, epoch)[k * args.batch_size :][: args.batch_size]
+        x = pixels[i].to(device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             _, z = fast_model(views)  # (2N, feature_dim)
@@ -455,15 +484,20 @@ def train(args: Namespace, device: torch.device) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
-    if not (args.eval or args.features):
+    if not args.eval and args.features is None:
         return train(args, device)
 
     if not args.eval:
         args.given.pop("data", None)  # features of other images than those of the training
     numbers, folder = run_folder.find_weights("simclr", "simclr.pth", args, write=args.eval)
+    if missing := {"state_dict", "mean", "std", "image_size", "data", "step"} - numbers.keys():
+        common.fail(f"these weights lack {', '.join(sorted(missing))}")
     model = build(numbers).to(device)
-    if args.features:
-        write_features(model, numbers, args)
+    if args.features is not None:
+        try:
+            write_features(model, numbers, args)
+        except (images.DataError, OSError) as error:
+            common.fail(error)
     if args.eval:
         data = images.load_images(args.data or numbers["data"], "cifar10", args.data_dir, numbers["image_size"])
         # From other data, held-out images could be images that the model was trained on.
