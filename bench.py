@@ -219,11 +219,12 @@ BY_V2 = v2.Compose([*per_image(v2), v2.ToDtype(torch.float32, scale=True)])
 
 def views(args: Namespace, augment: Callable) -> dict[str, float]:
     """Of a batch of images at once, or image by image."""
-    x = images.load_images(photographs(args), "", args.data_dir, 32).train[: 2 * args.steps].expand(-1, 3, -1, -1)
+    x = images.load_images(photographs(args), "", args.data_dir, 32).train[: 4 * args.steps].expand(-1, 3, -1, -1)
     torch.manual_seed(args.seed)
-    augment(x[:64])
+    augment(x[:512])
     began = time.perf_counter()
-    augment(x)
+    for part in x.split(512):
+        augment(part)
     return {"views/s": len(x) / (time.perf_counter() - began)}
 
 

@@ -60,9 +60,6 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 # On whole batches, on the device, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
 
 
-CHUNK = 64
-
-
 def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
     return low + (high - low) * torch.rand(n, device=device)
 
@@ -139,13 +136,10 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
 
 
 def augment(x: Tensor) -> Tensor:
-    """uint8 images (B, 1 or 3, S, S) -> views (B, 3, S, S) in [0, 1]; on a CPU in chunks that its caches hold."""
-    views = []
-    for part in x.split(CHUNK if x.device.type == "cpu" else len(x)):
-        v = jitter(crop_and_flip(part.float().expand(-1, 3, -1, -1) / 255))
-        colourless = torch.rand(len(v), 1, 1, 1, device=x.device) < 0.2
-        views.append(torch.where(colourless, grey(v), v))
-    return torch.cat(views)
+    """uint8 images (B, 1 or 3, S, S) -> one view of each, (B, 3, S, S) in [0, 1]."""
+    x = jitter(crop_and_flip(x.float().expand(-1, 3, -1, -1) / 255))
+    colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
+    return torch.where(colourless, grey(x), x)
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
