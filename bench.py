@@ -424,7 +424,7 @@ TABLES = {
 
 
 SLOW = re.compile(
-    "conv|64 pixels|SimCLR training|--compile|--no-bf16|workers|3 layers|1,000 images"
+    "conv|dcgan|SimCLR training|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|1,000 images"
 ).search  # what --quick leaves out
 
 
