@@ -235,13 +235,15 @@ def simclr_step(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, fl
     model, n, spent = simclr.Model(128, "resnet18"), max(3, args.steps // 250), [0.0, 0.0]
     model = model.to(memory_format=torch.channels_last) if ours else model
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4)
-    loader = iter(DataLoader(TwoViews(pixels, BY_PIL), 256, shuffle=True, num_workers=2))
+    loader = None if ours else iter(DataLoader(TwoViews(pixels, BY_PIL), 256, shuffle=True, num_workers=2))
     unscaled = {"mean": [0.5] * 3, "std": [0.25] * 3}
     for step in range(n + 1):
         began = time.perf_counter()
-        x = pixels[common.batch_indices(len(pixels), 256, step + 1, args.seed)]
-        pair = [simclr.augment(x), simclr.augment(x)] if ours else next(loader)
-        x = simclr.normalise(torch.cat(pair), unscaled) if ours else (torch.cat(pair) - 0.5) / 0.25
+        if ours:
+            x = pixels[common.batch_indices(len(pixels), 256, step + 1, args.seed)]
+            x = simclr.normalise(torch.cat([simclr.augment(x), simclr.augment(x)]), unscaled)
+        else:
+            x = (torch.cat(next(loader)) - 0.5) / 0.25
         ready = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             _, z = model(x)
