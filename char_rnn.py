@@ -484,9 +484,8 @@ def train(args: Namespace, device: torch.device) -> None:
         return
     if stopped_early() and (run.folder / "results.json").exists():
         return print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
-    if args.lr_schedule == "cosine" and state["steps"] != args.steps:
-        print(f"the cosine was drawn for {state['steps']} steps and goes on as one for {args.steps}")
-    state["steps"] = args.steps
+    if args.lr_schedule == "cosine":
+        state.plan(args.steps)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     forward = common.compiled(model, args.compile)
 

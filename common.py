@@ -65,12 +65,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=100, help="steps between rows of metrics.csv")
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
-    add(
-        "--sample-every",
-        type=number(int, 1),
-        default=1000,
-        help="steps between samples, or measurements that take long",
-    )
+    add("--sample-every", type=number(int, 1), default=1000, help="steps between samples and long measurements")
     if generates:
         add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--weights", help="weights file or run folder to use (default: the newest run that fits the flags given)")
@@ -160,6 +155,14 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
     """PNG of images in [0, 1], (N, C, H, W), with torchvision's make_grid."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torchvision.utils.save_image(images.detach().float(), path, nrow=columns, padding=1)
+
+
+def scatter(axes, points: np.ndarray, labels: torch.Tensor) -> None:
+    """Points (N, 2) coloured by class (N,), with a legend where it is short, on matplotlib's axes."""
+    cmap = "tab10" if labels.max() < 10 else "viridis"
+    dots = axes.scatter(points[:, 0], points[:, 1], c=labels.numpy(), s=5, cmap=cmap)
+    if 0 < labels.max() < 20:
+        axes.legend(*dots.legend_elements(num=None), title="class", fontsize="small")
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

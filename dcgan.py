@@ -319,7 +319,10 @@ def train(args: Namespace, device: torch.device) -> None:
     best = best if best.get("flags") == run.flags else {}  # else it is of a run that was killed before its first save
     pixels = common.to_device(data.train, device)
     real = spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
-    varied = lambda G: spread(next(draw(G, 500, 0))) / real
+    measure = lambda: (
+        fid.measured(partial(draw, shown_G), judges) | {"spread": spread(next(draw(shown_G, 500, 0))) / real}
+    )
+    seen = {}
     fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
 
     for step in run.steps():
@@ -348,22 +351,17 @@ def train(args: Namespace, device: torch.device) -> None:
             run.check()
             z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(0))
             common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
-            seen = fid.measured(partial(draw, shown_G), judges) | {"spread": varied(shown_G)}
+            seen = measure()
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             if seen["spread"] < 0.5:
                 print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
-            if "class_entropy" in seen:
-                entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
-                if entropy < min(1, most / 2):
-                    print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+            fid.warn_if_collapsed(step, seen)
             if seen.get(distance, math.inf) < best.get(distance, math.inf):
-                best = {"script": "dcgan", "step": step, **numbers, distance: seen[distance], "flags": run.flags}
-                state = {key: value.cpu() for key, value in shown_G.state_dict().items()}
-                run_folder.save(best | {"state_dict": state}, best_file)
+                best = {**numbers, "step": step, distance: seen[distance], "flags": run.flags}
+                run.save_weights(best_file.name, shown_G, best)
         if logged or sampled:
             run.log()
-    results = fid.report(partial(draw, shown_G), judges, data, args.data_dir, run.folder)
-    results |= {"spread": varied(shown_G)}
+    results = fid.report(seen or measure(), data, args.data_dir, run.folder)  # the last step has been measured
     results |= {f"best_{distance}": best[distance], "best_step": best["step"]} if best else {}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 

@@ -621,11 +621,7 @@ def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[
     for key, make in makers.items():
         try:
             found[key] = judge(make(), data.test)
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # nothing is labelled; no weights; no classifier can be kept
+        except (OSError, ValueError, RuntimeError) as error:  # no labels; no weights; a classifier that cannot be kept
             say(f"{key} is left out: {error}")
     if found:
         warn_if_few("held-out", len(data.test))
@@ -643,9 +639,15 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
     return results
 
 
-def report(draw: Draw, by: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
-    """The same at the end of a training script, with a line that says how to get the FID."""
-    results = measured(draw, by)
+def warn_if_collapsed(step: int, seen: dict[str, object]) -> None:
+    if "class_entropy" in seen:
+        entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
+        if entropy < min(1, most / 2):
+            print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+
+
+def report(results: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
+    """What was measured of a trained generator; where the FID is not in it, a line says how to get it."""
     if "fid" not in results:
         hint = f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
         print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))

@@ -261,15 +261,13 @@ def train(args: Namespace, device: torch.device) -> None:
         if sampled:
             run.check()
         if sampled and (seen := fid.measured(partial(draw, shown_G), on_the_way)):
-            entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
-            run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=entropy)
-            if entropy < min(1, most / 2):
-                print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+            run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
+            fid.warn_if_collapsed(step, seen)
         if logged or sampled:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
-    results = fid.report(partial(draw, shown_G), judges, data, args.data_dir, run.folder)
+    results = fid.report(fid.measured(partial(draw, shown_G), judges), data, args.data_dir, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
 

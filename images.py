@@ -66,6 +66,14 @@ def load_images(source: str | None, usual: str, data_dir: str, size: int | None 
         fail(error)
 
 
+def load_again(source: str | None, data_dir: str, numbers: dict) -> ImageData:
+    """The set that weights were made from: of another one, held-out images could be images that they have seen."""
+    data = load_images(source or numbers["data"], "", data_dir, numbers["image_size"])
+    if not numbers["trained_on"].startswith(str(data)):
+        fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
+    return data
+
+
 def _read(source: str, root: Path, size: int | None) -> ImageData:
     if source in ("mnist", "cifar10"):
         splits = _torchvision({"mnist": "MNIST", "cifar10": "CIFAR10"}[source], root)
@@ -245,9 +253,8 @@ def _colour_and_side(files: list[Path]) -> tuple[str, int]:
                 sides.append(min(image.size))
         except Exception:  # counted and named when all are decoded
             continue
-    return ("L" if modes and modes <= {"1", "L", "LA", "I", "I;16", "F"} else "RGB"), statistics.median_low(
-        sides or [0]
-    )
+    mode = "L" if modes and modes <= {"1", "L", "LA", "I", "I;16", "F"} else "RGB"
+    return mode, statistics.median_low(sides or [0])
 
 
 def _decode_all(folder: Path, files: list[str], mode: str, size: int, out: Path) -> None:

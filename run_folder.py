@@ -99,6 +99,12 @@ class State(dict):
 
     state_dict, load_state_dict = dict.copy, dict.update
 
+    def plan(self, steps: int) -> None:
+        """Keep the steps that a schedule is drawn for, and say so when a continued run changes them."""
+        if self["steps"] != steps:
+            print(f"the cosine was drawn for {self['steps']} steps and goes on as one for {steps}")
+        self["steps"] = steps
+
 
 class Run:
     """The folder of one training: continues it, logs, saves, and stops it well.
@@ -147,12 +153,16 @@ class Run:
             fail(f"{self.folder}/last.pth does not fit this version of the model: {error}; use --fresh")
         vars(self).update({key: last[key] for key in self.KEPT})
 
+    def save_weights(self, name: str, model: Any, numbers: dict[str, Any]) -> None:
+        """Write the file `name`: the model, and the plain numbers that rebuild it."""
+        weights = {key: value.cpu() for key, value in model.state_dict().items()}
+        save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
+
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
         self.check()
         for name, (model, numbers) in self.weights.items():
-            weights = {key: value.cpu() for key, value in model.state_dict().items()}
-            save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
+            self.save_weights(name, model, numbers)
         state = {key: getattr(self, key) for key in self.KEPT}
         save(state | {key: thing.state_dict() for key, thing in self.objects.items()}, self.folder / "last.pth")
         if self.rows and find_spec("matplotlib"):

@@ -60,6 +60,11 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 # On whole batches, on the device, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
 
 
+def floats(x: Tensor) -> Tensor:
+    """uint8 images (B, 1 or 3, S, S) -> (B, 3, S, S) in [0, 1]."""
+    return x.float().expand(-1, 3, -1, -1) / 255
+
+
 def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
     return low + (high - low) * torch.rand(n, device=device)
 
@@ -137,7 +142,7 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
 
 def augment(x: Tensor) -> Tensor:
     """uint8 images (B, 1 or 3, S, S) -> one view of each, (B, 3, S, S) in [0, 1]."""
-    x = jitter(crop_and_flip(x.float().expand(-1, 3, -1, -1) / 255))
+    x = jitter(crop_and_flip(floats(x)))
     colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
     return torch.where(colourless, grey(x), x)
 
@@ -230,7 +235,7 @@ def normalise(x: Tensor, numbers: dict) -> Tensor:
 
 def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
     """uint8 images as they are, not augmented, as the network takes them."""
-    return normalise(x.to(device).float().expand(-1, 3, -1, -1) / 255, numbers)
+    return normalise(floats(x.to(device)), numbers)
 
 
 @torch.no_grad()
@@ -291,7 +296,7 @@ def fit(model: Model, data: images.ImageData, some: Tensor, numbers: dict, args:
     for step in common.progress(range(1, args.fit_steps + 1), title, args.fit_steps):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * (step - 1) / args.fit_steps)) / 2
         i = some[common.batch_indices(len(some), 128, step, args.seed)]
-        views = crop_and_flip(data.train[i].to(device).float().expand(-1, 3, -1, -1) / 255, scale=(0.5, 1.0))
+        views = crop_and_flip(floats(data.train[i].to(device)), scale=(0.5, 1.0))
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             logits = net(normalise(views, numbers)).float()
         optimizer.zero_grad()
@@ -321,8 +326,7 @@ def judged(h: Tensor, test_h: Tensor, data: images.ImageData, some: Tensor) -> d
 def draw_views(x: Tensor, path: Path) -> None:
     """Each image over two views of it."""
     torch.manual_seed(0)
-    original = x.float().expand(-1, 3, -1, -1) / 255
-    common.save_grid(torch.cat([original, augment(x), augment(x)]), path, len(x))
+    common.save_grid(torch.cat([floats(x), augment(x), augment(x)]), path, len(x))
 
 
 def draw_neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
@@ -342,9 +346,7 @@ def draw_features(test_h: Tensor, labels: Tensor, path: Path) -> None:
     h = F.normalize(test_h[:2000], dim=1).cpu().numpy()
     places = TSNE(init="pca", perplexity=min(30, (len(h) - 1) / 3), random_state=0).fit_transform(h)
     axes = Figure((6.5, 6), layout="constrained").add_subplot(title=f"h of {len(h):,} test images, t-SNE")
-    dots = axes.scatter(*places.T, c=labels[:2000].numpy(), s=5, cmap="tab10" if labels.max() < 10 else "viridis")
-    if 0 < labels.max() < 20:
-        axes.legend(*dots.legend_elements(num=None), title="class", fontsize="small")
+    common.scatter(axes, places, labels[:2000])
     axes.figure.savefig(path)
 
 
@@ -440,9 +442,7 @@ def train(args: Namespace, device: torch.device) -> None:
     run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
     if run.finished():
         return
-    if state["steps"] != args.steps:
-        print(f"the cosine was drawn for {state['steps']} steps and goes on as one for {args.steps}")
-    state["steps"] = args.steps
+    state.plan(args.steps)
     draw_views(data.train[:8], run.folder / "views.png")
     pixels = common.to_device(data.train, device)
     bank, seen = (data.train[:10000], data.train_labels[:10000]), (data.test[:2000], data.test_labels[:2000])
@@ -493,10 +493,7 @@ def main(argv: list[str] | None = None) -> None:
         except (images.DataError, OSError) as error:
             common.fail(error)
     if args.eval:
-        data = images.load_images(args.data or numbers["data"], "cifar10", args.data_dir, numbers["image_size"])
-        # From other data, held-out images could be images that the model was trained on.
-        if not numbers["trained_on"].startswith(str(data)):
-            common.fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
+        data = images.load_again(args.data, args.data_dir, numbers)
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
 

@@ -336,12 +336,8 @@ def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
 
         init = "pca" if model.z_dim > 1 else "random"
         codes = TSNE(init=init, perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(codes)
-    dots = axes[0].scatter(
-        codes[:, 0], codes[:, 1], c=labels.numpy(), s=5, cmap="tab10" if labels.max() < 10 else "viridis"
-    )
+    common.scatter(axes[0], codes, labels)
     axes[0].set_title(f"codes of {len(x):,} test images{'' if plane else ', t-SNE'}")
-    if 0 < labels.max() < 20:
-        axes[0].legend(*dots.legend_elements(num=None), title="class", fontsize="small")
     figure.savefig(path)
 
 
@@ -360,7 +356,7 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespac
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
-    return results | fid.report(partial(draw, model), judges, data, args.data_dir, folder)
+    return results | fid.report(fid.measured(partial(draw, model), judges), data, args.data_dir, folder)
 
 
 class Reconstruction(nn.Module):
@@ -458,10 +454,7 @@ def main(argv: list[str] | None = None) -> None:
         common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))
         print(folder / "generated.png")
     if args.interpolate or args.eval:
-        data = images.load_images(args.data or numbers["data"], "mnist", args.data_dir, numbers["image_size"])
-        # From other data, held-out images could be images that the model was trained on.
-        if not numbers["trained_on"].startswith(str(data)):
-            common.fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
+        data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:
             common.fail("there is only one held-out image")
     if args.interpolate:
