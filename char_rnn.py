@@ -45,6 +45,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 import common
+import ranks
 import run_folder
 
 WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
@@ -227,6 +228,7 @@ def read_text(source: str, data_dir: str) -> str:
     return "\n".join(texts)
 
 
+@ranks.one_per_machine()
 def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
     """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
     asked, source, note = source, source or "tinyshakespeare", ""
@@ -362,7 +364,8 @@ class MultilayerGRU(nn.Module):
             x, h = layer(x, h)  # (S, B, H), (B, H)
             last.append(h)
             if self.training and self.dropout:  # F.dropout draws its mask 4 times slower on a CPU
-                x = x * ((torch.rand(x.shape, device=x.device) >= self.dropout).to(x.dtype) / (1 - self.dropout))
+                u = ranks.mine(torch.rand(len(x), ranks.size() * x.shape[1], self.h_dim, device=x.device), 1)
+                x = x * ((u >= self.dropout).to(x.dtype) / (1 - self.dropout))
         return F.linear(x, self.W_hy.t(), self.b_y).transpose(0, 1), torch.stack(last, 1)
 
 
@@ -487,11 +490,12 @@ def train(args: Namespace, device: torch.device) -> None:
     if args.lr_schedule == "cosine":
         state.plan(args.steps)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-    forward = common.compiled(model, args.compile)
+    forward = common.compiled(ranks.distributed(model), args.compile)
 
     for step in () if stopped_early() else run.steps():
         x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
-        hidden = None if first else state["hidden"].to(device)
+        x, y = ranks.mine(x), ranks.mine(y)
+        hidden = None if first else ranks.mine(state["hidden"].to(device))
         with autocast:
             logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
         loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
@@ -500,7 +504,7 @@ def train(args: Namespace, device: torch.device) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         averaged.update_parameters(model)
-        state["hidden"] = hidden.detach()  # truncated: the next step's gradient ends here
+        state["hidden"] = ranks.gathered(hidden.detach())  # truncated: the next step's gradient ends here
         if args.lr_schedule == "cosine":
             schedule.step()
 
@@ -508,7 +512,7 @@ def train(args: Namespace, device: torch.device) -> None:
         measured = step % args.eval_every == 0 or step == args.steps
         if measured:
             with autocast:
-                nats = evaluate(averaged.module, text.test)
+                nats = ranks.from_first(evaluate(averaged.module, text.test))
             run.add("test", nats=nats)
             if args.lr_schedule == "plateau":
                 schedule.step(nats)
@@ -522,12 +526,14 @@ def train(args: Namespace, device: torch.device) -> None:
         if step % args.sample_every == 0 or step == args.steps:
             written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
             file = run.folder / f"samples/step_{step:07d}.txt"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(written, encoding="utf-8")
+            if not ranks.rank():
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(written, encoding="utf-8")
         if stopped_early():
             run.save()
             print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             break
+    ranks.leave()
     averaged.module.load_state_dict(best.state_dict())
     nats = evaluate(averaged.module, text.test)  # in float32
     results = {

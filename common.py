@@ -20,9 +20,12 @@ import numpy as np
 import torch
 import torchvision
 
+import ranks
+
 
 def fail(message: object) -> NoReturn:
     """End the program as argparse does: one line on standard error, exit status 2."""
+    ranks.hold_back()
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -48,9 +51,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if silent else super()._get_help_string(action)
 
 
-def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = True) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        ranks.hold_back()
+        super().error(message)
+
+
+def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = True) -> Parser:
     """A parser with the flags that every script spells the same way; steps, batch_size and lr are their defaults."""
-    p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
+    p = Parser(description=doc, formatter_class=HelpFormatter)
     add = p.add_argument_group("run").add_argument
     add("--steps", type=number(int, 1), default=steps, help="training steps in all; more of them continue a run")
     add("--batch-size", type=number(int, 1), default=batch_size, help="samples per step")
@@ -91,12 +100,14 @@ def parse_args(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 def setup(args: argparse.Namespace) -> torch.device:
     """Choose the device, resolve --device and --bf16 (written back to args), seed torch."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        fail("several processes are not supported yet: start it with python, not with torchrun")
     found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     device = torch.device(found if args.device == "auto" else args.device)
     if device.type not in (found, "cpu"):
         fail(f"--device {device}: this machine, or this build of torch, has none; --device auto takes what there is")
+    try:
+        ranks.join(device)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: the others cannot be reached
+        fail(error)
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop
     args.device = device.type
@@ -152,7 +163,9 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> torch.Tensor
 
 
 def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
-    """PNG of images in [0, 1], (N, C, H, W), with torchvision's make_grid."""
+    """PNG of images in [0, 1], (N, C, H, W), with torchvision's make_grid; rank 0 writes it."""
+    if ranks.rank():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     torchvision.utils.save_image(images.detach().float(), path, nrow=columns, padding=1)
 

@@ -37,6 +37,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import common
 import images
+import ranks
 import run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
@@ -173,7 +174,7 @@ def discriminator_loss_fn(
     label_noise: width of the uniform noise on every label. label_smoothing: how far the data's labels stand back, not
     those of the generated (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
     """
-    noisy = lambda y, label: label + label_noise * (torch.rand_like(y) - 0.5)
+    noisy = lambda y, label: label + label_noise * (ranks.like(torch.rand_like, y) - 0.5)
     smooth = data_label + label_smoothing * (1 - 2 * data_label)
     loss = error(y_data, noisy(y_data, smooth))
     return loss + error(y_generated, noisy(y_generated, 1.0 - data_label))
@@ -199,13 +200,14 @@ def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, b
 
     sigma: of the Gaussian noise on D's inputs. Returns (D's loss, G's loss, logits of x, logits of samples, their z).
     """
-    noisy = lambda x: x + sigma * torch.randn_like(x) if sigma else x
+    noisy = lambda x: x + sigma * ranks.like(torch.randn_like, x) if sigma else x
+    draw_z = lambda: ranks.mine(ranks.inside(G).noise(ranks.size() * len(x)))
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
     # (1) update D: on data and on samples that no gradient goes through, apart, or BatchNorm would mix them
     with autocast:
         with torch.no_grad():
-            x_fake = G(G.noise(len(x)))  # (B, C, H, W)
+            x_fake = G(draw_z())  # (B, C, H, W)
         logits_real = D(noisy(x)).to(x.dtype)  # (B, 1)
         logits_fake = D(noisy(x_fake)).to(x.dtype)  # (B, 1)
     d_loss = d_loss_fn(logits_real, logits_fake)
@@ -214,15 +216,13 @@ def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, b
     D_optimizer.step()
 
     # (2) update G: through D, whose weights need no gradient now
-    D.requires_grad_(False)
-    z = G.noise(len(x))
-    with autocast:
+    z = draw_z()
+    with ranks.frozen(D), autocast:
         logits_fake = D(noisy(G(z))).to(x.dtype)
     g_loss = g_loss_fn(logits_fake)
     G_optimizer.zero_grad()
     g_loss.backward()
     G_optimizer.step()
-    D.requires_grad_(True)
     return d_loss, g_loss, logits_real, logits_fake, z
 
 
@@ -323,14 +323,14 @@ def train(args: Namespace, device: torch.device) -> None:
         fid.measured(partial(draw, shown_G), judges) | {"spread": spread(next(draw(shown_G, 500, 0))) / real}
     )
     seen = {}
-    fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
+    fast_G, fast_D = (common.compiled(ranks.distributed(model), args.compile) for model in (G, D))
 
     for step in run.steps():
         logged, sampled = step % args.log_every == 0, step % args.sample_every == 0 or step == args.steps
-        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)]
+        x = pixels[ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).float() / 127.5 - 1
         if args.flip:
-            x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
+            x = torch.where(ranks.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
         x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
         sigma = args.instance_noise * max(0, 1 - step / args.noise_steps)
         d_loss, g_loss, logits_real, logits_fake, z = update(
@@ -343,8 +343,8 @@ def train(args: Namespace, device: torch.device) -> None:
         if logged:
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
             with torch.no_grad(), autocast:  # copies, or BatchNorm would gather what it sees here
-                x_fake = copy.deepcopy(G)(z)
-                after = copy.deepcopy(D)(x_fake + sigma * torch.randn_like(x_fake))
+                x_fake = copy.deepcopy(ranks.inside(fast_G))(z)
+                after = copy.deepcopy(ranks.inside(fast_D))(x_fake + sigma * ranks.like(torch.randn_like, x_fake))
             run.add("before G's step", d_g_z=probability(logits_fake).mean())
             run.add("after G's step", d_g_z=probability(after.float()).mean())
         if sampled:
@@ -361,6 +361,7 @@ def train(args: Namespace, device: torch.device) -> None:
                 run.save_weights(best_file.name, shown_G, best)
         if logged or sampled:
             run.log()
+    ranks.leave()
     results = fid.report(seen or measure(), data, args.data_dir, run.folder)  # the last step has been measured
     results |= {f"best_{distance}": best[distance], "best_step": best["step"]} if best else {}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)

@@ -39,6 +39,7 @@ from torchvision.models import inception as tv
 
 import common
 import images
+import ranks
 import run_folder
 
 NAME, SHA256 = "pt_inception-2015-12-05-6726825d.pth", "6726825d"  # of the file; the hash's first digits
@@ -54,7 +55,7 @@ say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output i
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    p = common.Parser(description=__doc__, formatter_class=common.HelpFormatter)
     what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder (or its weights file)"
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
@@ -149,6 +150,7 @@ class Inception(tv.Inception3):
         return x.float().mean((2, 3))
 
 
+@ranks.one_per_machine()
 def inception(weights: str | Path | None = None, download: bool = True) -> Inception:
     """The network in eval mode, its parameters named as in pytorch-fid's file, the file's hash in `sha256`.
 
@@ -220,6 +222,7 @@ class LeNet(nn.Module):
         return self.body(self.resize(x))
 
 
+@ranks.one_per_machine()
 def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
     """The classifier of these images: shipped in weights/, or trained once on data.train and kept under `data_dir`.
 
@@ -308,6 +311,12 @@ def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50, 
             yield h
 
 
+def share(pictures: Tensor | list | Iterable) -> Tensor | list | Iterable:
+    """This rank's part of a tensor of images, of a list of files, or of each batch that an iterator gives."""
+    part = lambda x: x[ranks.rank() :: ranks.size()] if ranks.size() > 1 else x
+    return part(pictures) if isinstance(pictures, Tensor | list) else map(part, pictures)
+
+
 class Statistics(NamedTuple):
     """The Gaussian of a set of images, in float64 on the CPU."""
 
@@ -318,7 +327,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
-    """Mean and covariance of features (n, D), streamed: up to D of them, and a D x D sum, are in memory.
+    """Mean and covariance of features (n, D) of all ranks, streamed: up to D of them, and a D x D sum, are in memory.
 
     keep: the features too, in memory that does grow with their number.
     """
@@ -326,22 +335,25 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
     for h in batches:
         kept += [h.cpu()] if keep else []
         h = (h.cpu() if h.device.type == "mps" else h).double()  # MPS has no float64
-        if not h.isfinite().all():
-            raise ValueError("there are features that are not finite: are these the right weights?")
         n += len(h)
         waiting.append(h)
         if sum(map(len, waiting)) > h.shape[1]:
-            h, waiting = torch.cat(waiting), []
+            h, waiting = torch.cat(waiting), [h[:0]]
             total, outer = total + h.sum(0), outer + h.T @ h
+    n = sum(ranks.objects(n))
     if n < 2:
         raise ValueError(f"a covariance needs at least two images; there are {n}")
-    h = torch.cat([*waiting, h[:0]])
-    mu = (total + h.sum(0)) / n
-    if n == len(h):  # no more images than features: these, centred, are the factor, and no D x D matrix is needed
+    h = ranks.rows(waiting)
+    D = h.shape[1]
+    mu = (ranks.total(total + h.new_zeros(D)) + h.sum(0)) / n
+    if not mu.isfinite().all():
+        raise ValueError("there are features that are not finite: are these the right weights?")
+    if n <= D:  # no more images than features: these, centred, are the factor, and no D x D matrix is needed
         a = (h - mu) / (n - 1) ** 0.5
     else:
-        a = factor((outer + h.T @ h - n * mu.outer(mu)) / (n - 1))
-    return Statistics(mu.cpu(), a.cpu(), n, torch.cat(kept) if keep else None)
+        outer = ranks.total(outer + h.new_zeros(D, D)) + h.T @ h
+        a = factor((outer - n * mu.outer(mu)) / (n - 1))
+    return Statistics(mu.cpu(), a.cpu(), n, ranks.rows(kept) if keep else None)
 
 
 def activation_statistics(
@@ -451,13 +463,13 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         name, _, split = text.rpartition(":")
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
-        return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
+        return Source(text, len(x), lambda _: share(x), x.shape[-1], split, data)
     candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
     if file := next(filter(Path.is_file, candidates), None):
         state = run_folder.load(file, GENERATORS, "trained_on")
         module = importlib.import_module(state["script"])
         model = module.build(state).to(device).eval()
-        draw = lambda _: module.draw(model, args.n, seed)
+        draw = lambda _: share(module.draw(model, args.n, seed))
         return Source(str(file), args.n, draw, state["image_size"], seed=seed)
     if (path / "config.json").exists():
         raise ValueError(f"{text} is a run folder, but holds no {' or '.join(WEIGHTS)}")
@@ -472,19 +484,20 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
 def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[Tensor | list[Tensor]]:
     """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
 
-    As pytorch-fid reads them: whole, and not turned by EXIF.
+    As pytorch-fid reads them: whole, and not turned by EXIF. Of several ranks each has its share.
     """
     files, broken = images.image_files(folder), []
-    chunks = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
+    mine = share(files)
+    chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     with ThreadPool() as pool:
         decode = lambda chunk: pool.map_async(lambda file: _read(folder / file, mode), chunk)
-        following = decode(chunks[0])
+        following = decode(chunks[0]) if chunks else None
         for i, chunk in enumerate(chunks):
             pixels, following = following.get(), decode(chunks[i + 1]) if i + 1 < len(chunks) else None
             broken += [file for file, x in zip(chunk, pixels, strict=True) if x is None]
             if good := [x for x in pixels if x is not None]:
                 yield torch.stack(good) if len({x.shape for x in good}) == 1 else good
-    images.name_broken(broken, len(files), folder)
+    images.name_broken(sum(ranks.objects(broken), []), len(files), folder)
 
 
 def _read(path: Path, mode: str) -> Tensor | None:
@@ -523,7 +536,8 @@ def read_stats(path: Path) -> Source:
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
     """In pytorch-fid's format; `about` is for read_stats."""
     arrays = {"mu": s.mu.numpy(), "sigma": (s.factor.T @ s.factor).numpy(), "about": json.dumps(about)}
-    run_folder.write_whole(path, lambda file: np.savez(file, **arrays))
+    if not ranks.rank():
+        run_folder.write_whole(path, lambda file: np.savez(file, **arrays))
     say(f"statistics of {about['real']} ({s.n} images) written to {path}")
 
 
@@ -600,10 +614,10 @@ Draw = Callable[[int, int], Iterable]  # (n, seed) -> uint8 batches of n samples
 def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
     """A function that measures a generator's samples against held-out images, whose statistics are taken once."""
     keep, key = isinstance(net, LeNet), net.metric.lower().replace("-", "_")
-    target = statistics(features(real, net))
+    target = statistics(features(share(real), net))
 
     def measure(draw: Draw) -> dict[str, object]:
-        s = statistics(features(draw(SAMPLES, 0), net), keep)
+        s = statistics(features(share(draw(SAMPLES, 0)), net), keep)
         about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
         value = distance(target.mu, target.factor, s.mu, s.factor)
         return {key: value, f"{key}_about": about} | (classes(s.features, net) if keep else {})
@@ -667,6 +681,7 @@ def main(argv: list[str] | None = None) -> None:
         common.fail(f"not enough memory on {device}: try a smaller --batch-size")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    ranks.leave()
     if args.json:
         print(json.dumps(result))
     elif args.generated:

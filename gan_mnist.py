@@ -31,6 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import common
 import images
+import ranks
 import run_folder
 
 
@@ -217,14 +218,14 @@ def train(args: Namespace, device: torch.device) -> None:
     judges = fid.judges(data, args.data_dir, device)
     on_the_way = {key: judges[key] for key in ("fd_lenet",) if key in judges}
     pixels = common.to_device(data.train, device)
-    noise = lambda: sample_noise(args.batch_size, args.noise_dim).to(device)
+    noise = lambda: ranks.mine(sample_noise(args.batch_size, args.noise_dim)).to(device)
     taken_for_data = lambda z: probability(D(2 * sample(G, z).flatten(1) - 1)).mean()  # D(G(z)), G in eval mode
-    fast_G, fast_D = common.compiled(G, args.compile), common.compiled(D, args.compile)
+    fast_G, fast_D = (common.compiled(ranks.distributed(model), args.compile) for model in (G, D))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
         logged, sampled = step % args.log_every == 0, step % args.sample_every == 0
-        x = pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)]
+        x = pixels[ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
         # (1) update D: on data and on samples that no gradient goes through
@@ -238,11 +239,10 @@ def train(args: Namespace, device: torch.device) -> None:
         D_optimizer.step()
 
         # (2) update G: through D, whose weights need no gradient now
-        D.requires_grad_(False)
         z = noise()
         if logged:
             run.add("before G's step", d_g_z=taken_for_data(z))
-        with autocast:
+        with ranks.frozen(fast_D), autocast:
             logits_fake = fast_D(fast_G(z)).float()
         g_loss = g_loss_fn(logits_fake)
         G_optimizer.zero_grad()
@@ -250,7 +250,6 @@ def train(args: Namespace, device: torch.device) -> None:
         G_optimizer.step()
         if logged:
             run.add("after G's step", d_g_z=taken_for_data(z))
-        D.requires_grad_(True)
         if averaged:
             averaged.update_parameters(G)
 
@@ -267,6 +266,7 @@ def train(args: Namespace, device: torch.device) -> None:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
+    ranks.leave()
     results = fid.report(fid.measured(partial(draw, shown_G), judges), data, args.data_dir, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 

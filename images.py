@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 
+import ranks
 from common import fail, permutation, progress
 
 
@@ -46,6 +47,7 @@ class DataError(Exception):
     """A data set cannot be had; the message says why and what to do."""
 
 
+@ranks.one_per_machine()
 def load_images(source: str | None, usual: str, data_dir: str, size: int | None = None) -> ImageData:
     """The images of `source`; without a source the usual set, or else, loudly, the embedded digits.
 

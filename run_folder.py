@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torchvision
 
+import ranks
 from common import FREE, fail, progress
 
 
@@ -65,8 +66,9 @@ def find_weights(script: str, name: str, args: argparse.Namespace, write: bool =
     """The weights file `name` that the flags mean, and the folder for what is made of them.
 
     From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
-    numbers do not contradict the flags given. The folder is made if it is to be written to.
+    numbers do not contradict the flags given. The folder is made if it is to be written to. One rank does all this.
     """
+    ranks.leave()
     shipped = Path(__file__).parent / f"weights/{script}.pth"
     paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
     paths += [shipped] if shipped.exists() else []
@@ -126,20 +128,32 @@ class Run:
         sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
         config = {"command": sys.argv, "flags": vars(args), "data": f"{data}{data.note}", "parameters": sizes}
         config |= {"python": sys.version, "versions": {m.__name__: m.__version__ for m in (torch, torchvision, np)}}
+        config |= {"ranks": ranks.size()}
+        if args.batch_size % ranks.size():
+            fail(f"--batch-size {args.batch_size}, of all ranks together, cannot be divided by {ranks.size()} ranks")
+        if unlike := [r for r, flags in enumerate(ranks.objects(self.flags)) if flags != self.flags]:
+            fail(f"rank {ranks.rank()} has other flags or data than ranks {unlike}: {self.flags}")
         try:
-            if args.fresh and self.folder.exists():
-                aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-                print(f"--fresh: the old run is now {self.folder.rename(aside)}")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / "last.pth").exists():
-                self._continue(load(self.folder / "last.pth", (self.script,), "flags"))
-            (self.folder / "config.json").write_text(json.dumps(config, indent=1))
+            last, self.evaluated = ranks.from_first(None if ranks.rank() else self._open())
+            if last:
+                self._continue(last)
+            if not ranks.rank():
+                (self.folder / "config.json").write_text(json.dumps(config, indent=1))
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {sizes}")
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
         if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
+
+    def _open(self) -> tuple[dict[str, Any] | None, bool]:
+        """Make the folder, for --fresh a new one; (last.pth if there is one, whether a finished run was evaluated)."""
+        if self.args.fresh and self.folder.exists() and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            print(f"--fresh: the old run is now {self.folder.rename(aside)}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last, results = self.folder / "last.pth", self.folder / "results.json"
+        return load(last, (self.script,), "flags") if last.exists() else None, results.exists()
 
     def _continue(self, last: dict[str, Any]) -> None:
         there = last["flags"]
@@ -154,13 +168,17 @@ class Run:
         vars(self).update({key: last[key] for key in self.KEPT})
 
     def save_weights(self, name: str, model: Any, numbers: dict[str, Any]) -> None:
-        """Write the file `name`: the model, and the plain numbers that rebuild it."""
+        """Write the file `name`: the model, and the plain numbers that rebuild it. Rank 0 does."""
+        if ranks.rank():
+            return
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
         save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
 
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
         self.check()
+        if ranks.rank():
+            return
         for name, (model, numbers) in self.weights.items():
             self.save_weights(name, model, numbers)
         state = {key: getattr(self, key) for key in self.KEPT}
@@ -170,7 +188,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether training and evaluation are done, said in one line."""
-        if self.step < self.args.steps or not (self.folder / "results.json").exists():
+        if self.step < self.args.steps or not self.evaluated:
             return False
         print(f"{self.folder} is finished at step {self.step}: --steps for more, --fresh to start again")
         return True
@@ -181,13 +199,14 @@ class Run:
         Step t draws its noise from a generator seeded by (seed, t): what is evaluated in between does not matter, and a
         continued run needs no random state.
         """
-        (self.folder / "results.json").unlink(missing_ok=True)
         self.events = None
-        if find_spec("tensorboard"):
+        if not ranks.rank():
+            (self.folder / "results.json").unlink(missing_ok=True)
+        if find_spec("tensorboard") and not ranks.rank():
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
-        caught = []
+        caught, told = [0], ranks.Latest()
 
         def stop(number: int, _) -> None:
             caught.append(number)
@@ -206,12 +225,14 @@ class Run:
                     getattr(torch, self.args.device).manual_seed(noise)
                 yield step
                 self.seconds += time.perf_counter() - began
-                if caught or step % self.args.save_every == 0 or step == self.args.steps:
+                stopped = told.tell(caught[-1])
+                if stopped or step % self.args.save_every == 0 or step == self.args.steps:
                     self.save()
-                if caught:
+                if stopped:
                     print(f"stopped at step {step} and saved; the same command continues")
-                    raise SystemExit(128 + caught[0])
+                    raise SystemExit(128 + stopped)
         finally:
+            told.settle()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
             if self.events:
@@ -225,6 +246,11 @@ class Run:
 
     def check(self) -> dict[str, dict[str, float]]:
         """Averages since the last row. What is not finite ends the run before it is saved over something good."""
+        if ranks.size() > 1:
+            floats = {split: {name: float(value) for name, value in sums.items()} for split, sums in self.sums.items()}
+            parts = ranks.objects(floats)
+            mean = lambda split, name: sum(part[split][name] for part in parts) / len(parts)
+            self.sums = {split: {name: mean(split, name) for name in sums} for split, sums in floats.items()}
         means = {
             split: {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
             for split, sums in self.sums.items()
@@ -243,6 +269,8 @@ class Run:
             for name, mean in means.items() if self.events else ():
                 self.events.add_scalar(f"{name}/{split}", mean, self.step)
         self.sums = {}
+        if ranks.rank():
+            return
         with open(self.folder / "metrics.csv", "w", newline="") as file:  # whole: a continued run leaves no row twice
             writer = csv.DictWriter(file, dict.fromkeys(key for row in self.rows for key in row))
             writer.writeheader()

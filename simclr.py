@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import common
 import images
+import ranks
 import run_folder
 
 
@@ -66,7 +67,7 @@ def floats(x: Tensor) -> Tensor:
 
 
 def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
-    return low + (high - low) * torch.rand(n, device=device)
+    return low + (high - low) * ranks.rand(n, device=device)
 
 
 def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 / 4, 4 / 3)) -> Tensor:
@@ -78,7 +79,7 @@ def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 /
     first = fits.int().argmax(1)
     sides = tries.gather(2, first.expand(2, n)[..., None])[..., 0]  # (2, n)
     sides = torch.where(fits.any(1), sides, float(size))
-    return torch.cat([(torch.rand(2, n, device=device) * (size - sides + 1)).floor(), sides])
+    return torch.cat([(ranks.rand(n, 2, device=device).T * (size - sides + 1)).floor(), sides])
 
 
 def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None = None) -> Tensor:
@@ -93,7 +94,7 @@ def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None 
 def crop_and_flip(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
     """Random resized crop, mirrored half of the time: two small matrix products per channel."""
     top, left, height, width = crop_boxes(len(x), x.shape[-1], x.device, scale)
-    mirrored = torch.rand(len(x), device=x.device) < 0.5
+    mirrored = ranks.rand(len(x), device=x.device) < 0.5
     rows, columns = resampling(top, height, x.shape[-1]), resampling(left, width, x.shape[-1], mirrored)
     return rows[:, None] @ x @ columns[:, None].mT
 
@@ -131,8 +132,8 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
     """Brightness, contrast, saturation by 0.4 and hue by 0.1, in an order of its own for every image."""
     n, device = len(x), x.device
     amounts = torch.stack([*(uniform(n, 0.6, 1.4, device) for _ in range(3)), uniform(n, -0.1, 0.1, device)])
-    order = torch.rand(n, 4, device=device).argsort(1)
-    order[torch.rand(n, device=device) >= p] = -1  # these are left alone
+    order = ranks.rand(n, 4, device=device).argsort(1)
+    order[ranks.rand(n, device=device) >= p] = -1  # these are left alone
     for turn in order.T:
         for adjust, which, amount in zip(ADJUST, range(4), amounts, strict=True):
             i = (turn == which).nonzero()[:, 0]
@@ -143,7 +144,7 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
 def augment(x: Tensor) -> Tensor:
     """uint8 images (B, 1 or 3, S, S) -> one view of each, (B, 3, S, S) in [0, 1]."""
     x = jitter(crop_and_flip(floats(x)))
-    colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
+    colourless = ranks.rand(len(x), 1, 1, 1, device=x.device) < 0.2
     return torch.where(colourless, grey(x), x)
 
 
@@ -217,11 +218,15 @@ def compute_sim_matrix(out: Tensor) -> Tensor:
 
 
 def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, device: str = "cpu") -> Tensor:
-    """L as a cross-entropy: row i of the similarities over τ, without itself, has to point at i's partner."""
-    N = len(out_left)
-    logits = compute_sim_matrix(torch.cat([out_left, out_right]).to(device)) / tau
-    logits = logits.masked_fill(torch.eye(2 * N, dtype=torch.bool, device=logits.device), -math.inf)
-    return F.cross_entropy(logits, torch.arange(2 * N, device=logits.device).roll(N))
+    """L as a cross-entropy: row i of the similarities over τ, without itself, has to point at i's partner.
+
+    Under torchrun the mean of a rank's own rows, whose negatives are those of all ranks.
+    """
+    N, z = len(out_left), F.normalize(torch.cat([out_left, out_right]).to(device), dim=1)  # (2N, D)
+    own = torch.arange(2 * N, device=z.device) + (2 * N * ranks.rank() if ranks.size() > 1 else 0)
+    logits = z @ ranks.gathered(z).T / tau  # (2N, 2N of each rank)
+    logits = logits.scatter(1, own[:, None], -math.inf)
+    return F.cross_entropy(logits, own.roll(N))
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -446,14 +451,14 @@ def train(args: Namespace, device: torch.device) -> None:
     draw_views(data.train[:8], run.folder / "views.png")
     pixels = common.to_device(data.train, device)
     bank, seen = (data.train[:10000], data.train_labels[:10000]), (data.test[:2000], data.test_labels[:2000])
-    fast_model = common.compiled(model, args.compile)
+    fast_model = common.compiled(ranks.distributed(model), args.compile)
     peak = args.lr * args.batch_size / 256
 
     for step in run.steps():
         cosine = (1 + math.cos(math.pi * (step - 1) / args.steps)) / 2
         optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
-        i = common.permutation(len(pixels), args.seed, epoch)[k * args.batch_size :][: args.batch_size]
+        i = ranks.mine(common.permutation(len(pixels), args.seed, epoch)[k * args.batch_size :][: args.batch_size])
         x = pixels[i].to(device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
@@ -471,6 +476,7 @@ def train(args: Namespace, device: torch.device) -> None:
             run.add("test", knn=knn_accuracy(h, bank[1].to(device), test_h, seen[1].to(device)))
         if sampled or step % args.log_every == 0:
             run.log()
+    ranks.leave()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 

@@ -2125,6 +2125,171 @@ def test_bad_simclr_input_gets_one_line(argv, says, capsys):
     assert says in error_line(capsys, simclr.main, argv)
 
 
+# -------------------------------------------------------------------------------------------------------------- ranks
+
+
+def torchrun(n: int, *argv: str, restarts: int = 0) -> subprocess.Popen:
+    """A script on n gloo ranks, in a session of its own, so that a test that fails leaves none of them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+    command += [f"--max-restarts={restarts}", str(HERE / argv[0]), *argv[1:]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(process: subprocess.Popen, seconds: float = 120) -> str:
+    """What it has said, once it has ended."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.terminate()  # torchrun takes its ranks with it
+
+
+IN_FLOAT64 = """
+import importlib, json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import ranks
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+ranks.leave = sys.exit  # no evaluation at the end
+for name, *argv in json.loads(sys.argv[2]):
+    sys.argv, module = [f"{name}.py"], importlib.import_module(name)
+    if name == "fid":
+        args = module.get_args(argv[1:])
+        result = module.compare(args, module.common.setup(args))
+        if ranks.rank() == 0:
+            open(argv[0], "w").write(json.dumps(result))
+    else:
+        try:
+            module.main(argv)
+        except SystemExit as end:
+            assert not end.code
+    ranks.join = lambda device: None  # one process group for all
+"""
+
+
+def test_two_ranks_are_one_process_but_for_rounding(inception_file):
+    """Every script, with all of its noise and BatchNorm; and one process goes on where two have stopped."""
+    Path("float64.py").write_text(IN_FLOAT64)
+    Path("tale.txt").write_text(letters(3000))
+    as_files(photos(7), "a")
+    as_files(photos(6).flip(3), "b")
+    runs = {
+        "vae": ["--data", "digits"],
+        "gan_mnist": ["--data", "digits"],
+        "dcgan": ["--data", "digits", "--hidden-dim", "2", "--flip", "--label-noise", "0.2"],
+        "simclr": ["--data", "digits", "--image-size", "8"],
+        "char_rnn": ["--data", "tale.txt", "--h-dim", "8", "--seq-len", "8", "--eval-every", "10"],
+    }
+    usual = ["--steps", "20", "--batch-size", "16", "--no-bf16", "--log-every", "10", "--device", "cpu"]
+    lenet = ["digits:test", "digits:train", "--features", "lenet"]
+    inception = ["a", "b", "--weights", str(inception_file), "--kid", "--batch-size", "4"]
+
+    def todo(out: str, *others: str) -> str:
+        trained = [[name, *flags, *usual, "--out", f"{out}/{name}", *others] for name, flags in runs.items()]
+        fids = [["fid", f"{out}/lenet.json", *lenet], ["fid", f"{out}/inception.json", *inception]]
+        return json.dumps(trained if others else trained + fids)
+
+    def check(tolerance: float) -> None:
+        for name in runs:
+            one, two = (torch.load(f"{out}/{name}/last.pth", weights_only=True) for out in ("one", "two"))
+            apart = {key: largest_difference(one[key], two[key]) for key in one.keys() - {"flags", "seconds"}}
+            assert max(apart.values()) < tolerance, (name, apart)
+            assert one["step"] == two["step"] and len(one["rows"]) == len(two["rows"]) > 1
+
+    two = torchrun(2, str(Path("float64.py").resolve()), str(HERE), todo("two"))
+    one = subprocess.run([sys.executable, "float64.py", str(HERE), todo("one")], capture_output=True, text=True)
+    said = ended(two, 300)
+    assert one.returncode == 0 and two.returncode == 0, one.stderr + said
+    assert said.count("run folder: two/simclr, 0 of 20 steps done") == 1  # rank 0 alone speaks
+    check(1e-7)
+    for features in ("lenet", "inception"):
+        results = [json.loads(Path(f"{out}/{features}.json").read_text()) for out in ("one", "two")]
+        assert all(abs(b - a) <= 1e-9 * abs(a) for a, b in numbers_in(*results)), results
+    for out in ("one", "two"):
+        subprocess.run([sys.executable, "float64.py", str(HERE), todo(out, "--steps", "24")], check=True)
+    check(1e-7)
+
+
+def numbers_in(a, b) -> list[tuple[float, float]]:
+    """Pairs of the numbers at the same place of two nested structures."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return [pair for key in a for pair in numbers_in(a[key], b[key])]
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        return [pair for pair_of in zip(a, b, strict=True) for pair in numbers_in(*pair_of)]
+    return [(a, b)] if isinstance(a, int | float) else []
+
+
+def largest_difference(a, b) -> float:
+    """Of two checkpoints' tensors and numbers."""
+    if isinstance(a, dict | list | tuple):
+        assert len(a) == len(b)
+        pairs = [(a[k], b[k]) for k in a] if isinstance(a, dict) else zip(a, b, strict=True)
+        return max((largest_difference(*pair) for pair in pairs), default=0.0)
+    if isinstance(a, torch.Tensor):
+        return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+    return abs(a - b) if isinstance(a, int | float) else 0.0 if a == b else math.inf
+
+
+def rank_pids(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through Linux's /proc")
+def test_a_rank_that_is_killed():
+    """It takes the job down; torchrun's restart goes on from last.pth; SIGTERM saves once; bad input is one line."""
+    Path("tale.txt").write_text(letters(3000))
+    argv = [
+        "char_rnn.py",
+        "--data",
+        "tale.txt",
+        "--h-dim",
+        "16",
+        "--seq-len",
+        "8",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    argv += ["--save-every", "5", "--log-every", "5", "--no-bf16"]
+
+    def saved(*flags: str, restarts: int = 0) -> subprocess.Popen:
+        process = torchrun(2, *argv, *flags, "--out", "run", restarts=restarts)
+        while not Path("run/last.pth").exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        return process
+
+    process = saved("--steps", "1000000")
+    os.kill(rank_pids(process)[1], signal.SIGKILL)
+    began, said = time.time(), ended(process)
+    assert process.returncode and time.time() - began < 30 and "rank      : 1 (local_rank: 1)" in said, said
+    assert said.count("error: rank 0 has lost the others (Connection closed by peer") == 1, said
+
+    Path("run/last.pth").unlink()
+    process = saved("--steps", "1000000")
+    process.send_signal(signal.SIGTERM)
+    said, step = ended(process), torch.load("run/last.pth", weights_only=True)["step"]
+    assert process.returncode and said.count(f"stopped at step {step} and saved") == 1, said
+
+    Path("run").rename("stopped")
+    process = saved("--steps", "400", restarts=1)
+    os.kill(rank_pids(process)[0], signal.SIGKILL)
+    said = ended(process)
+    assert process.returncode == 0 and "0 of 400 steps done" in said and "\nstep 400/400" in said, said
+    whole = torchrun(2, *argv, "--steps", "400", "--out", "whole")
+    said = ended(whole)
+    assert same(*(torch.load(f"{name}/last.pth", weights_only=True) for name in ("run", "whole"))), said
+
+    said = ended(wrong := torchrun(2, *argv[:-1], "--no-bf16", "--batch-size", "5", "--out", "wrong"))
+    assert wrong.returncode and said.count("char_rnn.py: error: --batch-size 5") == 1 and not Path("wrong").exists(), (
+        said
+    )
+
+
 def test_works_with_the_four_packages_alone(tmp_path):
     """Without the extras a run trains, and says in one line what it leaves out."""
     for i in range(20):

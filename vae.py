@@ -32,6 +32,7 @@ from torchvision.utils import make_grid
 
 import common
 import images
+import ranks
 import run_folder
 
 ReLU = lambda: nn.ReLU(inplace=True)  # 5% of a step on a CPU
@@ -122,7 +123,8 @@ class VAE(nn.Module):
 
     def reparameterize(self, mu: Tensor, log_sigma2: Tensor) -> Tensor:
         """z = μ + σ ⊙ ε: noise without parameters, so that the gradient reaches μ and σ."""
-        return mu + torch.exp(0.5 * log_sigma2) * torch.randn_like(mu)
+        eps = ranks.like(torch.randn_like, mu) if self.training else torch.randn_like(mu)
+        return mu + torch.exp(0.5 * log_sigma2) * eps
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z, μ, log σ²), each (B, z_dim)."""
@@ -415,14 +417,16 @@ def train(args: Namespace, device: torch.device) -> None:
     if run.finished():
         return
     pixels = common.to_device(data.train, device)
+    shared_model = ranks.distributed(model)
     terms = common.compiled(objective, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
-        x = scale(model, pixels[common.batch_indices(len(pixels), args.batch_size, step, args.seed)])  # (B, C, H, W)
+        i = ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        x = scale(model, pixels[i])  # (B, C, H, W)
         with autocast:
-            loss, rec, kl = terms(model, x, args.likelihood, args.x_sigma2, args.beta)
+            loss, rec, kl = terms(shared_model, x, args.likelihood, args.x_sigma2, args.beta)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -438,6 +442,7 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
+    ranks.leave()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 

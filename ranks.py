@@ -1,0 +1,233 @@
+"""Several processes under torchrun, on one machine or many: NCCL between GPUs, gloo between CPUs.
+
+Every rank runs the whole script. It takes its slice of the global batch, and of noise that is drawn for the global
+batch, so that the number of ranks changes a run by rounding only; DistributedDataParallel averages the gradients. Rank
+0 alone writes and speaks. In one process, started with python, every function here hands back what it is given.
+"""
+
+import contextlib
+import copy
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+CONTROL = timedelta(hours=2)  # how long a rank waits for one that decodes a data set or measures samples
+
+
+def rank() -> int:
+    """0 ... size - 1, from torchrun; also before `join` and after `leave`."""
+    return int(os.environ.get("RANK", 0))
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join(device: torch.device) -> None:
+    """Meet the others. Ranks beyond 0 are silent from here on, but for what makes them end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"several processes need CPUs or CUDA, not {device}: add --device cpu")
+    if rank():
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"torchrun started more processes here than the {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(local)
+    sys.excepthook = _lost
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=CONTROL)
+    print(f"{size()} ranks: {dist.get_backend()}")
+
+
+def hold_back() -> None:
+    """Before a rank beyond 0 says what ends it: if that is what has ended rank 0, too, torchrun stops it here."""
+    if rank():
+        sys.stderr = sys.__stderr__
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)
+
+
+def _lost(kind: type, error: BaseException, trace: Any) -> None:
+    """What ends a rank. That another one has died is no traceback's worth: torchrun names that one."""
+    if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+        script, why = Path(sys.argv[0]).name, str(error).split("] ", 1)[-1].split(". ")[0]
+        print(f"{script}: error: rank {rank()} has lost the others ({why})", file=sys.__stderr__)
+        print("What was saved is kept; the same command continues from it.", file=sys.__stderr__)
+    else:
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+
+
+def leave() -> None:
+    """The common work is done: ranks beyond 0 end here, and rank 0 goes on as a single process."""
+    if size() > 1:
+        dist.destroy_process_group()
+        if rank():
+            raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def one_per_machine() -> Iterator[None]:
+    """One rank of every machine first, then the others: they find what it has downloaded, decoded or trained."""
+    later = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    if later:
+        objects(None)
+    try:
+        yield
+    finally:
+        if not later:
+            objects(None)
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value, on every rank: so that all decide alike."""
+    values = [value]
+    if size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def objects(value: Any) -> list:
+    """Every rank's value, in their order, on every rank."""
+    values = [value] * size()
+    if size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def rows(parts: list[Tensor]) -> Tensor:
+    """The tensors (n, D) that all ranks have gathered, one after the other; a rank may have none."""
+    if size() == 1:
+        return torch.cat(parts)
+    every = objects(torch.cat(parts).cpu() if parts else None)  # another machine's GPU is not ours
+    return torch.cat([x for x in every if x is not None])
+
+
+class Latest:
+    """The largest number that any rank has told, a step late, so that nobody waits for it: all know it at one step."""
+
+    def __init__(self) -> None:
+        self.number, self.work = torch.tensor(0), None
+
+    def settle(self) -> int:
+        if self.work:
+            self.work.wait()
+        self.work = None
+        return int(self.number)
+
+    def tell(self, number: int) -> int:
+        if size() == 1:
+            return number
+        known = self.settle()
+        self.number = torch.tensor(number)
+        self.work = dist.all_reduce(self.number, dist.ReduceOp.MAX, async_op=True)
+        return known
+
+
+def mine(x: Tensor, dim: int = 0) -> Tensor:
+    """This rank's slice of the global batch."""
+    return x.chunk(size(), dim)[rank()] if size() > 1 else x
+
+
+def rand(n: int, *shape: int, device: torch.device | None = None) -> Tensor:
+    """torch.rand(n, *shape) for this rank's n samples of the global batch."""
+    return mine(torch.rand(n * size(), *shape, device=device))
+
+
+def like(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """draw(x), such as torch.randn_like(x), for this rank's samples x (B, ...) of the global batch."""
+    shape = (len(x) * size(), *x.shape[1:])
+    return mine(draw(torch.empty_strided(shape, x.stride(), dtype=x.dtype, device=x.device))) if size() > 1 else draw(x)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(_, grad: Tensor) -> Tensor:  # every rank's loss depends on every rank's x
+        return _Total.apply(grad)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of all ranks' x; the gradient is the sum of theirs."""
+    return _Total.apply(x) if size() > 1 else x
+
+
+def gathered(x: Tensor) -> Tensor:
+    """x (B, ...) of all ranks, one after the other, with gradients: (ranks · B, ...)."""
+    if size() == 1:
+        return x
+    return total(torch.cat([x if r == rank() else torch.zeros_like(x) for r in range(size())]))
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all ranks, on CPUs, where torch has none."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        dims, shape = [d for d in range(x.ndim) if d != 1], [-1 if d == 1 else 1 for d in range(x.ndim)]
+        n, h = size() * x.numel() // x.shape[1], x.float()
+        mean = total(h.sum(dims)) / n  # (C,)
+        h = h - mean.view(shape)
+        var = total((h**2).sum(dims)) / n
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        h = h * (self.weight * torch.rsqrt(var + self.eps)).view(shape) + self.bias.view(shape)
+        return h.to(x.dtype)
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    """The model for the training step: gradients are averaged over ranks, BatchNorm sees the global batch.
+
+    A twin with the same parameters and buffers: `model` itself stays what it is, for all that one rank does alone.
+    """
+    if size() == 1:
+        return model
+    twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    if next(model.parameters()).is_cuda:
+        twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin)
+    else:
+        for m in twin.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.__class__ = SyncBatchNorm
+    warnings.filterwarnings(
+        "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+    )  # older versions have no other
+    return DistributedDataParallel(twin, broadcast_buffers=False)
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """What `distributed` has wrapped."""
+    return model.module if size() > 1 else model
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for its weights, and none to average: they only flow through it."""
+    model.requires_grad_(False)
+    with model.no_sync() if size() > 1 else contextlib.nullcontext():
+        yield
+    model.requires_grad_(True)
