@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.transforms import v2
 
@@ -34,6 +36,8 @@ import dcgan
 import fid
 import gan_mnist
 import images
+import ranks
+import run_folder
 import simclr
 import vae
 
@@ -390,6 +394,91 @@ def distance_rows(n: int) -> dict:
     return {"scipy.linalg.sqrtm": row(False), "fid.py": row(True)}
 
 
+def watched(
+    script, args: Namespace, flags: list[str], steps: int, watch: Callable[[run_folder.Run, int], None]
+) -> None:
+    """Train for so many steps, without evaluation; watch(run, step) is called as each begins."""
+    fid.judges, all_steps = lambda *_: {}, run_folder.Run.steps
+
+    def seen(run):
+        for step in all_steps(run):
+            watch(run, step)
+            yield step
+
+    run_folder.Run.steps, ranks.leave = seen, sys.exit
+    with tempfile.TemporaryDirectory() as out:
+        usual = ["--device", "cpu", "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", f"{out}/run"]
+        try:
+            script.main([*flags, *usual, "--steps", str(steps), "--log-every", "1000", "--sample-every", "1000"])
+        except SystemExit as end:
+            assert not end.code, end.code
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations: on a GPU each is a kernel or two, or a view, which is none."""
+
+    n = 0
+
+    def __torch_dispatch__(self, operation, _, args=(), kwargs=None):
+        self.n += not operation.is_view
+        return operation(*args, **(kwargs or {}))
+
+
+def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
+    """Of a step on two gloo ranks: bytes to be reduced, by hand and by the loopback device; efficiency on paper.
+
+    On paper a GPU computes at 200 TFLOP/s or starts an operation every 5 µs, whichever takes longer; nothing overlaps;
+    an all-reduce of S bytes by R ranks takes 2 (R − 1) / R · S / bandwidth and 20 µs among 8 (300 GB/s), and once more,
+    with 40 µs, among 8 such machines (400 Gb/s each). Every GPU has the script's usual batch. With less than `batch` on
+    a GPU its step gets no shorter.
+    """
+    sent, begun = lambda: int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text()), {}
+    if ranks.rank() or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        watched(script, args, list(flags), 6, lambda _, step: begun.setdefault(step, sent()))
+        return {"bytes": (begun[6] - begun[2]) / 4 / 2}  # each of two ranks sends as much as it reduces
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *sys.argv]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    measured = json.loads(out.splitlines()[-1])["bytes"]
+
+    operations, flop_counter, runs = Calls(), FlopCounterMode(display=False), []
+
+    def count(run: run_folder.Run, step: int) -> None:
+        if step == 2:
+            runs.append(run)
+            operations.__enter__()
+            flop_counter.__enter__()
+        if step == 3:
+            flop_counter.__exit__(None, None, None)
+            operations.__exit__(None, None, None)
+
+    watched(script, args, list(flags), 3, count)
+    run, batch = runs[0], runs[0].args.batch_size
+    reduced = calls = 0
+    for key, passes in {"model": 2, "G": 3, "D": 6}.items():  # forward and backward; G also makes what D learns from
+        net = run.objects.get(key, nn.Module())
+        norms = [m.num_features for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        reduced += 4 * sum(p.numel() for p in net.parameters()) + 4 * 2 * passes * sum(norms)  # two sums per channel
+        calls += (key in run.objects) + passes * len(norms)
+    if script is simclr:
+        reduced, calls = reduced + 2 * 4 * 2 * batch * run.args.feature_dim, calls + 2  # z forward and its gradient
+    if script is char_rnn:
+        reduced, calls = reduced + 4 * run.objects["state"]["hidden"].numel(), calls + 1
+    flops, starting = flop_counter.get_total_flops() / batch, 5e-6 * operations.n
+    one_gpu = max(starting, flops * batch / 200e12)
+    on = lambda n, latency, bandwidth: calls * latency + 2 * (n - 1) / n * reduced / bandwidth
+    node, cluster = on(8, 20e-6, 300e9), on(8, 20e-6, 300e9) + on(8, 40e-6, 50e9)
+    return {
+        "KB reduced": reduced / 1e3,
+        "measured": measured / 1e3,
+        "reductions": calls,
+        "operations": operations.n,
+        "MFLOP/sample": flops / 1e6,
+        "8 GPUs, %": 100 * one_gpu / (one_gpu + node),
+        "64 GPUs, %": 100 * one_gpu / (one_gpu + cluster),
+        "batch": max(starting, node) * 200e12 / flops,
+    }
+
+
 TABLES = {
     "vae.py, MNIST at 32 pixels, 10 latents, batch 64": {
         "textbook loop": textbook_vae,
@@ -422,11 +511,19 @@ TABLES = {
     },
     "Fréchet distance, 3,000 images": distance_rows(3000),
     "Fréchet distance, 1,000 images": distance_rows(1000),
+    "Two ranks, per step": {
+        "vae.py": lambda args: communication(args, vae),
+        "char_rnn.py": lambda args: communication(args, char_rnn),
+        "gan_mnist.py": lambda args: communication(args, gan_mnist),
+        "gan_mnist.py --arch conv": lambda args: communication(args, gan_mnist, "--arch", "conv"),
+        "dcgan.py": lambda args: communication(args, dcgan, "--data", photographs(args)),
+        "simclr.py": lambda args: communication(args, simclr, "--batch-size", "256", "--data", photographs(args)),
+    },
 }
 
 
 SLOW = re.compile(
-    "conv|dcgan|SimCLR training|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|1,000 images"
+    "conv|dcgan|SimCLR training|Two ranks|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|1,000 images"
 ).search  # what --quick leaves out
 
 

@@ -313,7 +313,7 @@ def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50, 
 
 def share(pictures: Tensor | list | Iterable) -> Tensor | list | Iterable:
     """This rank's part of a tensor of images, of a list of files, or of each batch that an iterator gives."""
-    part = lambda x: x[ranks.rank() :: ranks.size()] if ranks.size() > 1 else x
+    part = lambda x: x[ranks.rank() :: ranks.size()]
     return part(pictures) if isinstance(pictures, Tensor | list) else map(part, pictures)
 
 
@@ -633,9 +633,16 @@ def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[
     makers |= {"fid": lambda: inception(download=False).to(device)} if device.type != "cpu" else {}
     found = {}
     for key, make in makers.items():
+        net = why = None
         try:
-            found[key] = judge(make(), data.test)
+            net = make()
         except (OSError, ValueError, RuntimeError) as error:  # no labels; no weights; a classifier that cannot be kept
+            why = str(error)
+        try:
+            if why := next(filter(None, ranks.objects(why)), None):  # one rank's trouble is everybody's
+                raise ValueError(why)
+            found[key] = judge(net, data.test)
+        except (ValueError, RuntimeError) as error:
             say(f"{key} is left out: {error}")
     if found:
         warn_if_few("held-out", len(data.test))

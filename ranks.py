@@ -27,11 +27,12 @@ CONTROL = timedelta(hours=2)  # how long a rank waits for one that decodes a dat
 
 
 def rank() -> int:
-    """0 ... size - 1, from torchrun; also before `join` and after `leave`."""
-    return int(os.environ.get("RANK", 0))
+    """0 ... size - 1, from torchrun; also before `join`."""
+    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
 
 
 def size() -> int:
+    """How many ranks work together now: 1 before `join` and after `leave`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -50,7 +51,7 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(local)
     sys.excepthook = _lost
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=CONTROL)
-    print(f"{size()} ranks: {dist.get_backend()}")
+    print(f"{size()} ranks: {dist.get_backend()}", file=sys.stderr)
 
 
 def hold_back() -> None:

@@ -79,7 +79,8 @@ def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 /
     first = fits.int().argmax(1)
     sides = tries.gather(2, first.expand(2, n)[..., None])[..., 0]  # (2, n)
     sides = torch.where(fits.any(1), sides, float(size))
-    return torch.cat([(ranks.rand(n, 2, device=device).T * (size - sides + 1)).floor(), sides])
+    corner = ranks.mine(torch.rand(2, n * ranks.size(), device=device), 1) * (size - sides + 1)
+    return torch.cat([corner.floor(), sides])
 
 
 def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None = None) -> Tensor:
@@ -223,7 +224,7 @@ def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, devi
     Under torchrun the mean of a rank's own rows, whose negatives are those of all ranks.
     """
     N, z = len(out_left), F.normalize(torch.cat([out_left, out_right]).to(device), dim=1)  # (2N, D)
-    own = torch.arange(2 * N, device=z.device) + (2 * N * ranks.rank() if ranks.size() > 1 else 0)
+    own = torch.arange(2 * N, device=z.device) + 2 * N * ranks.rank()
     logits = z @ ranks.gathered(z).T / tau  # (2N, 2N of each rank)
     logits = logits.scatter(1, own[:, None], -math.inf)
     return F.cross_entropy(logits, own.roll(N))
