@@ -28,7 +28,6 @@ import math
 import os
 import re
 import sys
-import urllib.request
 import zlib
 from argparse import Namespace
 from collections import Counter
@@ -58,7 +57,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--held-out", type=common.number(float, 0, below=1), default=0.1, help="part of the text, its end, not trained")
     add = p.add_argument_group("model").add_argument
     add("--h-dim", type=common.number(int, 1), default=512, help="hidden units per layer")
-    add("--n-layers", type=common.number(int, 1), default=2, help="layers")
+    add("--n-layers", type=common.number(int, 1, below=101), default=2, help="layers")
     add("--dropout", type=common.number(float, 0, below=1), default=0.4, help="on every layer's output")
     add = p.add_argument_group("optimisation").add_argument
     add("--seq-len", type=common.number(int, 1), default=64, help="steps of truncated backpropagation through time")
@@ -171,29 +170,26 @@ class Text(NamedTuple):
         return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
 
 
-GIT_FILES = {  # name: address, and the SHA-1 by which git knows the file's content
+GIT_FILES = {  # name: the SHA-1 by which git knows the file's content, and where to get it
     "tinyshakespeare": (
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         "7dcb3a2d4cc3b48b6283dd46870bfeb78f88aac9",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "https://raw.githubusercontent.com/karpathy/ng-video-lecture/master/input.txt",
     ),
     "shakespeare": (
-        "https://raw.githubusercontent.com/cedricdeboom/character-level-rnn-datasets/master/datasets/shakespeare.txt",
         "8dc7d27dcfb2514eb9a535b398c873d4beca818b",
+        "https://raw.githubusercontent.com/cedricdeboom/character-level-rnn-datasets/master/datasets/shakespeare.txt",
     ),
 }
 
 
-def download(url: str, path: Path, sha1: str | None = None) -> None:
-    """The file at `url`, whole or not at all. Raises OSError."""
-    try:
-        data = urllib.request.urlopen(url).read()
-    except Exception as error:  # urllib and http.client have no common one
-        raise OSError(f"the download of {url} failed ({error}); copy the text to {path} or use a network") from None
+def check_text(path: Path, sha1: str | None) -> None:
+    """Raises ValueError for another file than the one with this SHA-1, or, where there is none, for a web page."""
+    data = path.read_bytes()
     if sha1 and hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != sha1:
-        raise OSError(f"{url} gave {len(data):,} bytes that are not the expected text; nothing was kept")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_bytes(data)
-    path.with_suffix(".part").replace(path)
+        raise ValueError(f"{len(data):,} bytes that are not the expected text")
+    if not sha1 and data.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+        raise ValueError("a web page, not a text")
 
 
 def read_text(source: str, data_dir: str) -> str:
@@ -202,11 +198,14 @@ def read_text(source: str, data_dir: str) -> str:
         topics = importlib.import_module("pydoc_data.topics").topics
         return "\n\n".join(topics[key] for key in sorted(topics))
     if source in GIT_FILES or source.startswith(("http://", "https://")):
-        url, sha1 = GIT_FILES.get(source, (source, None))
-        key = source if sha1 else f"downloads/{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+        sha1, *urls = GIT_FILES.get(source, (None, source))
+        key = source if sha1 else f"downloads/{hashlib.sha256(source.encode()).hexdigest()[:8]}"
         files = [Path(data_dir, f"{key}.txt")]
-        if not files[0].exists():
-            download(url, files[0], sha1)
+        try:
+            if not files[0].exists():
+                common.download(urls, files[0], partial(check_text, sha1=sha1))
+        except OSError as error:
+            raise OSError(f"the download failed ({error}); copy the text to {files[0]} or use a network") from None
     else:
         path = Path(source)
         if path.is_dir():
@@ -485,7 +484,7 @@ def train(args: Namespace, device: torch.device) -> None:
     stopped_early = lambda: 0 < args.early_stopping <= state["waited"]
     if run.finished():
         return
-    if stopped_early() and (run.folder / "results.json").exists():
+    if stopped_early() and run.evaluated:
         return print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
     if args.lr_schedule == "cosine":
         state.plan(args.steps)

@@ -6,11 +6,15 @@ No model, loss, optimiser or loop lives here: a script reads without this file.
 import argparse
 import ctypes
 import os
+import re
 import shutil
 import socket
 import sys
+import time
+import traceback
+import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +66,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
     p = Parser(description=doc, formatter_class=HelpFormatter)
     add = p.add_argument_group("run").add_argument
     add("--steps", type=number(int, 1), default=steps, help="training steps in all; more of them continue a run")
-    add("--batch-size", type=number(int, 1), default=batch_size, help="samples per step")
+    add("--batch-size", type=number(int, 1, below=100_001), default=batch_size, help="samples per step")
     add("--lr", type=number(float, 0, above=True), default=lr, help="learning rate")
     add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
     add("--data", help="a data set's name, or the path or URL of your own (default: the script's usual set)")
@@ -71,6 +75,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
     add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="where to compute")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
+    add("--deterministic", action="store_true", help="on a GPU: only kernels that give the same bits each time, slower")
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=100, help="steps between rows of metrics.csv")
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
@@ -82,7 +87,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, generates: bool = T
 
 
 # Flags that a continued run may change: they say when things happen and what is shown, never what is learned.
-FREE = set("steps data data_dir out fresh device compile log_every save_every sample_every".split())
+FREE = set("steps data data_dir out fresh device deterministic compile log_every save_every sample_every".split())
 FREE |= set("generate weights eval interpolate export n given".split())
 FREE |= set("early_stopping start n_chars n_samples temperature top_k top_p score".split())
 FREE |= set("labels fit_steps finetune features".split())
@@ -108,9 +113,12 @@ def setup(args: argparse.Namespace) -> torch.device:
         ranks.join(device)
     except (ValueError, RuntimeError) as error:  # RuntimeError: the others cannot be reached
         fail(error)
+    sys.excepthook = last_words
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop
     args.device = device.type
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what the next line needs
+    torch.use_deterministic_algorithms(getattr(args, "deterministic", False), warn_only=True)  # names those that stay
     if args.bf16 is None:
         args.bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         args.bf16 |= device.type == "cpu" and (
@@ -126,6 +134,21 @@ def setup(args: argparse.Namespace) -> torch.device:
     return device
 
 
+def last_words(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What ends a script and is no defect of it gets one line: a full disk, too little memory, another rank's death."""
+    kept = "what was saved is kept, and the same command continues from it"
+    text = (str(error) or kind.__name__).splitlines()[0][:200]
+    if kind is KeyboardInterrupt:
+        raise SystemExit(130)
+    if ranks.lost(error):
+        fail(f"rank {ranks.rank()} has lost the others ({text.split('] ', 1)[-1].split('. ')[0]}); {kept}")
+    if isinstance(error, OSError):
+        fail(f"{text}; {kept}")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("allocate memory|size calculation", text):
+        fail(f"not enough memory ({text}): try a smaller --batch-size or model; {kept}")
+    traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+
+
 def compiled(function: Callable, wanted: bool) -> Callable:
     """torch.compile(function), or itself: when not wanted or, with a line that says so, when there is no compiler."""
     if wanted and not shutil.which(os.environ.get("CXX", "g++")):
@@ -134,7 +157,36 @@ def compiled(function: Callable, wanted: bool) -> Callable:
     return torch.compile(function, dynamic=False) if wanted else function
 
 
-def progress(items, title: str, total: int, first: int = 0):
+def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -> None:
+    """`path` from the first address that gives what `check` accepts (it raises ValueError), whole or not at all.
+
+    Raises OSError that says of every address what was wrong. A server may be silent for half a minute (`setup`) and
+    has to send 10 kB a second, but for the first minute.
+    """
+    part, reasons = path.with_name(f"{path.name}.{os.getpid()}.part"), []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for url in urls:
+        print(f"fetching {url}", file=sys.stderr)
+        try:
+            with urllib.request.urlopen(url) as response, open(part, "wb") as file:
+                done, began, size = 0, time.monotonic(), response.headers.get("Content-Length")
+                for piece in progress(iter(lambda: response.read1(1 << 16), b""), path.name, None):  # noqa: B023
+                    file.write(piece)
+                    done += len(piece)
+                    if done < 1e4 * (time.monotonic() - began - 60):
+                        raise OSError("it sends less than 10 kB a second")
+                if size and done != int(size):
+                    raise OSError(f"it was cut off after {done:,} of {int(size):,} bytes")
+            check(part)
+            return os.replace(part, path)
+        except Exception as error:  # urllib, http.client and `check` have no common one
+            reasons.append(f"{url}: {str(error) or type(error).__name__}")
+        finally:
+            part.unlink(missing_ok=True)
+    raise OSError("; ".join(reasons))
+
+
+def progress(items, title: str, total: int | None, first: int = 0):
     """tqdm over `items` where it is installed and standard error is a terminal."""
     if not find_spec("tqdm"):
         return items

@@ -19,7 +19,6 @@ Differs from the paper: no matrix square root. The weights are its own (TensorFl
 import argparse
 import copy
 import hashlib
-import http.client
 import importlib
 import json
 import math
@@ -176,19 +175,18 @@ def inception(weights: str | Path | None = None, download: bool = True) -> Incep
 
 
 def _download(path: Path) -> None:
-    reasons = []
-    for url in URLS:
-        say(f"fetching {url}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return torch.hub.download_url_to_file(url, path, SHA256, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash
-            reasons.append(str(error))
-    raise OSError(
-        f"the Inception weights are not in {path.parent} and cannot be fetched ({'; '.join(dict.fromkeys(reasons))}). "
-        f"Get {URLS[0]} where there is a network and put it there, or name the file with --weights. "
-        "For digits, --features lenet needs none"
-    )
+    def check(part: Path) -> None:
+        if not _sha256(part).startswith(SHA256):
+            raise ValueError(f"its sha256 begins {_sha256(part)[:8]}, not {SHA256}")
+
+    try:
+        common.download(URLS, path, check)
+    except OSError as error:
+        raise OSError(
+            f"the Inception weights are not in {path.parent} and cannot be fetched ({error}). "
+            f"Get {URLS[0]} where there is a network and put it there, or name the file with --weights. "
+            "For digits, --features lenet needs none"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -340,20 +338,25 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
         if sum(map(len, waiting)) > h.shape[1]:
             h, waiting = torch.cat(waiting), [h[:0]]
             total, outer = total + h.sum(0), outer + h.T @ h
-    n = sum(ranks.objects(n))
+    counts = ranks.objects((n, h.shape[1] if n else 0))  # a rank may have had none
+    n, D = sum(n for n, _ in counts), max(D for _, D in counts)
     if n < 2:
         raise ValueError(f"a covariance needs at least two images; there are {n}")
-    h = ranks.rows(waiting)
-    D = h.shape[1]
-    mu = (ranks.total(total + h.new_zeros(D)) + h.sum(0)) / n
+    h = torch.cat(waiting).cpu() if waiting else torch.zeros(0, D, dtype=torch.float64)
+    if n <= D:
+        h = torch.cat(ranks.objects(h))
+        mu = h.sum(0) / n
+    else:
+        mu = ranks.total(torch.as_tensor(total).cpu() + h.sum(0)) / n
+        outer = ranks.total(torch.as_tensor(outer).cpu() + h.T @ h)
     if not mu.isfinite().all():
         raise ValueError("there are features that are not finite: are these the right weights?")
     if n <= D:  # no more images than features: these, centred, are the factor, and no D x D matrix is needed
         a = (h - mu) / (n - 1) ** 0.5
     else:
-        outer = ranks.total(outer + h.new_zeros(D, D)) + h.T @ h
         a = factor((outer - n * mu.outer(mu)) / (n - 1))
-    return Statistics(mu.cpu(), a.cpu(), n, ranks.rows(kept) if keep else None)
+    every = ranks.objects(torch.cat(kept) if kept else torch.zeros(0, D)) if keep else None
+    return Statistics(mu, a, n, torch.cat(every) if keep else None)
 
 
 def activation_statistics(
@@ -487,6 +490,8 @@ def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[Tensor |
     As pytorch-fid reads them: whole, and not turned by EXIF. Of several ranks each has its share.
     """
     files, broken = images.image_files(folder), []
+    if len({*ranks.objects(len(files))}) > 1:
+        raise ValueError(f"{folder} is not the same on all machines")
     mine = share(files)
     chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     with ThreadPool() as pool:
@@ -594,7 +599,9 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
         source = sources[role]
         if not (s := source.known):
             batches = features(source.pictures(net.mode), net, args.batch_size, args.bf16)
-            s = statistics(common.progress(batches, source.name, math.ceil(source.n / args.batch_size)), keep)
+            s = statistics(
+                common.progress(batches, source.name, math.ceil(source.n / args.batch_size / ranks.size())), keep
+            )
         warn_if_few(source.name, s.n, "" if args.kid or source.known else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
         if out and role == "real":
@@ -625,6 +632,12 @@ def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
     return measure
 
 
+def left_out(key: str, error: Exception) -> None:
+    if ranks.size() > 1 and isinstance(error, RuntimeError):
+        raise error  # of this rank alone, perhaps: the others would wait for it
+    say(f"{key} is left out: {error}")
+
+
 def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[str, Callable[[Draw], dict]]:
     """What can measure samples against data.test here: "fd_lenet" where the data have classes, "fid" where the
     Inception weights are in torch hub's cache and the device is no CPU, which would take minutes. Never ends a run.
@@ -643,7 +656,7 @@ def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[
                 raise ValueError(why)
             found[key] = judge(net, data.test)
         except (ValueError, RuntimeError) as error:
-            say(f"{key} is left out: {error}")
+            left_out(key, error)
     if found:
         warn_if_few("held-out", len(data.test))
     return found
@@ -656,7 +669,7 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
         try:
             results |= measure(draw)
         except (ValueError, RuntimeError) as error:  # a run that is being trained, or is trained, must not end here
-            say(f"{key} is left out: {error}")
+            left_out(key, error)
     return results
 
 
@@ -682,12 +695,6 @@ def main(argv: list[str] | None = None) -> None:
         result = compare(args, device)
     except (ValueError, OSError, images.DataError) as error:
         common.fail(error)
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        common.fail(f"not enough memory on {device}: try a smaller --batch-size")
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     ranks.leave()
     if args.json:
         print(json.dumps(result))

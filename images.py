@@ -5,6 +5,7 @@ set larger than memory still trains. Scaling to floats and augmenting happen per
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ import torchvision
 from PIL import Image, ImageOps
 
 import ranks
-from common import fail, permutation, progress
+from common import download, fail, permutation, progress
 
 
 class ImageData(NamedTuple):
@@ -97,9 +98,9 @@ def _read(source: str, root: Path, size: int | None) -> ImageData:
 
 def _torchvision(name: str, root: Path) -> list:
     """[train, test] of a torchvision data set, from `root`, else by download, whose MD5 torchvision checks."""
-    for download in (False, True):
+    for fetch in (False, True):
         try:
-            return [getattr(torchvision.datasets, name)(root, train, download=download) for train in (True, False)]
+            return [getattr(torchvision.datasets, name)(root, train, download=fetch) for train in (True, False)]
         except (OSError, RuntimeError, ValueError, AssertionError) as e:
             error = e
     raise DataError(
@@ -145,30 +146,34 @@ def image_folder(source: str, root: Path) -> Path:
     if source.startswith(("http://", "https://")):
         key = hashlib.sha256(source.encode()).hexdigest()[:8]
         path = root / "downloads" / f"{key}-{Path(source.split('?')[0]).name}"
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not path.exists():
-                torch.hub.download_url_to_file(source, str(path))
-        except Exception as error:  # urllib and http.client have no common one
-            raise DataError(f"{source} could not be downloaded ({error})") from None
-        if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-            path.unlink()
-            raise DataError(f"{source} is no zip or tar archive, or the download was cut off; nothing was kept")
+                download([source], path, check_archive)
+        except OSError as error:
+            raise DataError(f"it could not be downloaded ({error})") from None
     if path.is_dir():
         return path
     if not path.exists():
         raise DataError(f"--data {source}: no such file or folder, and no name among mnist, cifar10, lfw, digits")
-    if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-        raise DataError(f"{path} is neither a folder of images nor a zip or tar archive of one")
+    try:
+        check_archive(path)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     stat = path.stat()
     folder = root / "extracted" / f"{path.name.split('.')[0]}-{stat.st_size}-{stat.st_mtime_ns}"
     if not folder.exists():
         part = folder.with_name(folder.name + ".part")
+        part.mkdir(parents=True, exist_ok=True)
         try:
             if zipfile.is_zipfile(path):
-                zipfile.ZipFile(path).extractall(part)  # drops ".." and absolute paths itself
+                archive = zipfile.ZipFile(path)  # drops ".." and absolute paths itself
+                check_size(path, sum(member.file_size for member in archive.infolist()))
+                archive.extractall(part)
             else:
-                tarfile.open(path).extractall(part, filter="data")  # refuses members that would leave the folder
+                archive = tarfile.open(path)
+                for total in itertools.accumulate(member.size for member in archive):
+                    check_size(path, total)
+                archive.extractall(part, filter="data")  # refuses members that would leave the folder, and devices
         except Exception as error:  # each compression has its own
             shutil.rmtree(part, ignore_errors=True)
             raise DataError(f"{path} cannot be extracted: {error}") from None
@@ -176,6 +181,22 @@ def image_folder(source: str, root: Path) -> Path:
     while len(inside := [p for p in folder.iterdir() if not _hidden(p.name)]) == 1 and inside[0].is_dir():
         folder = inside[0]
     return folder
+
+
+def check_archive(path: Path) -> None:
+    """Raises ValueError."""
+    if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+        raise ValueError("it is neither a folder of images nor a zip or tar archive of one")
+
+
+def check_size(path: Path, extracted: int) -> None:
+    """Raises ValueError for an archive that would become 100 times as large and over a gigabyte, or fill the disk."""
+    if extracted > max(1 << 30, 100 * path.stat().st_size):
+        raise ValueError(
+            f"its {path.stat().st_size:,} bytes would become {extracted:,}: 100 times as many is the limit"
+        )
+    if extracted > (free := shutil.disk_usage(path.parent).free):
+        raise ValueError(f"it needs {extracted:,} bytes, {free:,} are free")
 
 
 def _hidden(name: str) -> bool:
@@ -215,7 +236,8 @@ def image_files(folder: Path) -> list[str]:
     names = []
     for inside, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _hidden(name)]
-        names += [os.path.relpath(os.path.join(inside, name), folder) for name in files if not _hidden(name)]
+        paths = [os.path.join(inside, name) for name in files if not _hidden(name)]
+        names += [os.path.relpath(path, folder) for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     found = sorted(name for name in names if name.lower().endswith(torchvision.datasets.folder.IMG_EXTENSIONS))
     if not found:
         raise DataError(f"{folder} holds no image file ({len(names)} other files)")

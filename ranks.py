@@ -11,11 +11,9 @@ import os
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 CONTROL = timedelta(hours=2)  # how long a rank waits for one that decodes a data set or measures samples
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process, and others."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def rank() -> int:
-    """0 ... size - 1, from torchrun; also before `join`."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    """0 ... size - 1; also before `join`."""
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def size() -> int:
@@ -38,7 +41,7 @@ def size() -> int:
 
 def join(device: torch.device) -> None:
     """Meet the others. Ranks beyond 0 are silent from here on, but for what makes them end."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not launched():
         return
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"several processes need CPUs or CUDA, not {device}: add --device cpu")
@@ -49,8 +52,11 @@ def join(device: torch.device) -> None:
         if local >= torch.cuda.device_count():
             raise ValueError(f"torchrun started more processes here than the {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local)
-    sys.excepthook = _lost
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=CONTROL)
+    store, _, world_size = next(dist.rendezvous("env://", timeout=CONTROL))
+    # A restarted job meets in the store of the one before, which still holds the addresses of the dead.
+    store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=CONTROL, store=store, rank=rank(), world_size=world_size)
     print(f"{size()} ranks: {dist.get_backend()}", file=sys.stderr)
 
 
@@ -62,14 +68,9 @@ def hold_back() -> None:
         time.sleep(5)
 
 
-def _lost(kind: type, error: BaseException, trace: Any) -> None:
-    """What ends a rank. That another one has died is no traceback's worth: torchrun names that one."""
-    if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-        script, why = Path(sys.argv[0]).name, str(error).split("] ", 1)[-1].split(". ")[0]
-        print(f"{script}: error: rank {rank()} has lost the others ({why})", file=sys.__stderr__)
-        print("What was saved is kept; the same command continues from it.", file=sys.__stderr__)
-    else:
-        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+def lost(error: BaseException) -> bool:
+    """Whether this is another rank's death, which torchrun names."""
+    return size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 def leave() -> None:
@@ -82,14 +83,17 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def one_per_machine() -> Iterator[None]:
-    """One rank of every machine first, then the others: they find what it has downloaded, decoded or trained."""
-    later = int(os.environ.get("LOCAL_RANK", 0)) > 0
-    if later:
+    """Rank 0 first, then one rank of every other machine, whose disk may be the same, then the others.
+
+    Each finds what those before it have downloaded, decoded or trained.
+    """
+    turn = 0 if rank() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    for _ in range(turn):
         objects(None)
     try:
         yield
     finally:
-        if not later:
+        for _ in range(turn, 2):
             objects(None)
 
 
@@ -102,19 +106,11 @@ def from_first(value: Any) -> Any:
 
 
 def objects(value: Any) -> list:
-    """Every rank's value, in their order, on every rank."""
+    """Every rank's value, in their order, on every rank; tensors are on the CPU."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)
     return values
-
-
-def rows(parts: list[Tensor]) -> Tensor:
-    """The tensors (n, D) that all ranks have gathered, one after the other; a rank may have none."""
-    if size() == 1:
-        return torch.cat(parts)
-    every = objects(torch.cat(parts).cpu() if parts else None)  # another machine's GPU is not ours
-    return torch.cat([x for x in every if x is not None])
 
 
 class Latest:
@@ -179,7 +175,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the batches of all ranks, on CPUs, where torch has none."""
+    """BatchNorm over the batches of all ranks, which are equally large, on CPUs, where torch has none."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass

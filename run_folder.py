@@ -2,6 +2,7 @@
 
 runs/vae-mnist-tsinghua-z10/
     last.pth                   everything that training needs to go on
+    lock                       held while a process trains here; a dead one's is free
     vae.pth                    the weights, and the numbers that rebuild the model
     metrics.csv  curves.png    averages since the last row, per split; TensorBoard events hold the same
     config.json  results.json  what was asked for, and what was measured at the end
@@ -9,17 +10,21 @@ runs/vae-mnist-tsinghua-z10/
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -29,37 +34,75 @@ import ranks
 from common import FREE, fail, progress
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write under a temporary name, flush to disk, rename: the old file or the new is there, never a half."""
+def write_whole(path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None) -> None:
+    """Write under a temporary name, flush to disk, check, rename: the old file or the new is there, never a half."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def intact(path: Path) -> None:
+    """Hold a .pth against the checksums inside: torch.load does not, and takes a flipped bit for a weight."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise OSError(f"it is damaged, {damaged} in it is not what was written")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save, whole or not at all."""
-    write_whole(path, lambda file: torch.save(state, file))
+    """torch.save, whole and read back, or not at all. Raises OSError."""
+    try:
+        write_whole(path, lambda file: torch.save(state, file), intact)
+    except RuntimeError as error:  # what a full disk raises somewhere inside torch.save
+        raise OSError(f"{path} cannot be written: {error}") from None
 
 
-def load(path: Path, scripts: tuple[str, ...], key: str) -> dict[str, Any]:
+def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict[str, Any]:
     """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs."""
     try:
+        if zipfile.is_zipfile(path):
+            intact(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded")
+        fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded{hint}")
     except OSError as error:
-        fail(f"{path} cannot be read: {error.strerror}")
+        fail(f"{path} cannot be read: {error.strerror or error}{hint}")
     except Exception as error:  # a foreign or damaged file can raise anything
-        fail(f"{path} cannot be read as a checkpoint: {error!r}")
+        fail(f"{path} cannot be read as a checkpoint: {str(error)[:200] or error!r}{hint}")
     script = state.get("script") if isinstance(state, dict) else type(state)
     if script not in scripts:
-        fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}")
+        fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}{hint}")
     if key not in state:
-        fail(f"{path} is another kind of file of {script}.py: it holds no {key}")
+        fail(f"{path} is another kind of file of {script}.py: it holds no {key}{hint}")
     return state
+
+
+def lock(folder: Path) -> Any:
+    """Hold folder/lock as long as what is returned lives: the file says who does. A process that died holds nothing."""
+    if not find_spec("fcntl"):  # Windows
+        return None
+    import fcntl
+
+    file, me = open(folder / "lock", "a+"), f"process {os.getpid()} on {socket.gethostname()}"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        if isinstance(error, BlockingIOError) and (holder := file.read()) != me:
+            fail(f"{folder} is in use by {holder}: let it end, stop it, or name another folder with --out")
+        return None  # this process's own, or a file system without locks
+    file.truncate(0)
+    file.write(me)
+    file.flush()
+    return file
 
 
 def find_weights(script: str, name: str, args: argparse.Namespace, write: bool = True) -> tuple[dict[str, Any], Path]:
@@ -96,6 +139,15 @@ def find_weights(script: str, name: str, args: argparse.Namespace, write: bool =
     fail(f"no trained weights{best}; train first, or name some with --weights")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of ours holds; nothing where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class State(dict):
     """What a run needs to go on besides weights; last.pth keeps it."""
 
@@ -124,36 +176,54 @@ class Run:
         self.args, self.objects, self.weights = args, objects, weights
         self.script, self.folder = name.split("-")[0], Path(args.out or f"runs/{name}")
         self.flags = {k: v for k, v in vars(args).items() if k not in FREE} | {"data": str(data)}
-        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
+        self.step, self.seconds, self.rows, self.sums, self.saved = 0, 0.0, [], {}, None
         sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
         config = {"command": sys.argv, "flags": vars(args), "data": f"{data}{data.note}", "parameters": sizes}
         config |= {"python": sys.version, "versions": {m.__name__: m.__version__ for m in (torch, torchvision, np)}}
         config |= {"ranks": ranks.size()}
         if args.batch_size % ranks.size():
             fail(f"--batch-size {args.batch_size}, of all ranks together, cannot be divided by {ranks.size()} ranks")
-        if unlike := [r for r, flags in enumerate(ranks.objects(self.flags)) if flags != self.flags]:
-            fail(f"rank {ranks.rank()} has other flags or data than ranks {unlike}: {self.flags}")
+        own = {k: v for k, v in vars(args).items() if k not in ("out", "data_dir", "data", "device", "given")}
+        own |= {"data": str(data)}  # the rest decides what ranks do together
+        for r, flags in enumerate(ranks.objects(own)):
+            if differ := [f"{k} {flags[k]} there, {v} here" for k, v in own.items() if flags[k] != v]:
+                fail(f"rank {r} was started otherwise than rank {ranks.rank()}: {'; '.join(differ)}")
         try:
             last, self.evaluated = ranks.from_first(None if ranks.rank() else self._open())
             if last:
                 self._continue(last)
             if not ranks.rank():
-                (self.folder / "config.json").write_text(json.dumps(config, indent=1))
+                write_whole(self.folder / "config.json", lambda file: file.write(json.dumps(config, indent=1).encode()))
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {sizes}")
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
+        if args.device == "cuda" and not args.deterministic:
+            print(
+                "on a GPU two runs differ by rounding: convolutions, embeddings and indexing add in any order backward;"
+            )
+            print("with --deterministic they do not, and are slower")
         if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
 
     def _open(self) -> tuple[dict[str, Any] | None, bool]:
         """Make the folder, for --fresh a new one; (last.pth if there is one, whether a finished run was evaluated)."""
         if self.args.fresh and self.folder.exists() and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-            aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self.lock = lock(self.folder)
+            names = (f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}{'-' * k}" for k in range(99))
+            aside = next(path for path in map(self.folder.with_name, names) if not path.exists())
             print(f"--fresh: the old run is now {self.folder.rename(aside)}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        last, results = self.folder / "last.pth", self.folder / "results.json"
-        return load(last, (self.script,), "flags") if last.exists() else None, results.exists()
+        self.lock = lock(self.folder)
+        if (self.folder / "last.pth").exists():
+            hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
+            last = load(self.folder / "last.pth", (self.script,), "flags", hint)
+            return last, read_json(self.folder / "results.json").get("step") == last["step"]
+        there = read_json(self.folder / "config.json").get("flags", {})  # of a run that was killed before it saved?
+        foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
+        if foreign and (found := [name for name in self.weights if (self.folder / name).exists()]):
+            fail(f"{self.folder} holds {found[0]} of another run, to be lost here: name another --out, or use --fresh")
+        return None, False
 
     def _continue(self, last: dict[str, Any]) -> None:
         there = last["flags"]
@@ -166,6 +236,7 @@ class Run:
         except (KeyError, RuntimeError, ValueError) as error:
             fail(f"{self.folder}/last.pth does not fit this version of the model: {error}; use --fresh")
         vars(self).update({key: last[key] for key in self.KEPT})
+        self.saved = self.step
 
     def save_weights(self, name: str, model: Any, numbers: dict[str, Any]) -> None:
         """Write the file `name`: the model, and the plain numbers that rebuild it. Rank 0 does."""
@@ -177,6 +248,11 @@ class Run:
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
         self.check()
+        for name, thing in self.objects.items():
+            values = thing.state_dict().values() if isinstance(thing, torch.nn.Module) else ()
+            if not all([value.isfinite().all() for value in values]):
+                self.diverged(f"weights of {name} are not finite")
+        self.saved = self.step
         if ranks.rank():
             return
         for name, (model, numbers) in self.weights.items():
@@ -191,6 +267,7 @@ class Run:
         if self.step < self.args.steps or not self.evaluated:
             return False
         print(f"{self.folder} is finished at step {self.step}: --steps for more, --fresh to start again")
+        ranks.leave()
         return True
 
     def steps(self) -> Iterator[int]:
@@ -200,8 +277,6 @@ class Run:
         continued run needs no random state.
         """
         self.events = None
-        if not ranks.rank():
-            (self.folder / "results.json").unlink(missing_ok=True)
         if find_spec("tensorboard") and not ranks.rank():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -210,7 +285,8 @@ class Run:
 
         def stop(number: int, _) -> None:
             caught.append(number)
-            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for the step to end
+            # A second Ctrl-C does not wait for the step to end. Under torchrun a rank can get the same signal twice.
+            signal.signal(number, signal.SIG_DFL if ranks.size() == 1 else signal.SIG_IGN)
 
         handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
         self.bar = progress(range(self.step + 1, self.args.steps + 1), self.folder.name, self.args.steps, self.step)
@@ -225,14 +301,17 @@ class Run:
                     getattr(torch, self.args.device).manual_seed(noise)
                 yield step
                 self.seconds += time.perf_counter() - began
-                stopped = told.tell(caught[-1])
+                stopped = told.tell(caught[-1]) or (step == self.args.steps and told.settle())
                 if stopped or step % self.args.save_every == 0 or step == self.args.steps:
                     self.save()
                 if stopped:
                     print(f"stopped at step {step} and saved; the same command continues")
+                    ranks.leave()
                     raise SystemExit(128 + stopped)
-        finally:
+        except GeneratorExit:  # the script has left its loop
             told.settle()
+            raise
+        finally:
             for s, handler in handlers.items():
                 signal.signal(s, handler)
             if self.events:
@@ -257,8 +336,12 @@ class Run:
         }
         bad = [f"{split} {k} {v}" for split, terms in means.items() for k, v in terms.items() if not math.isfinite(v)]
         if bad:
-            fail(f"step {self.step}: {', '.join(bad)}; the last checkpoint in {self.folder} is kept. Try a lower --lr")
+            self.diverged(", ".join(bad))
         return means
+
+    def diverged(self, what: str) -> NoReturn:
+        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "nothing was saved"
+        fail(f"step {self.step}: {what}; {kept} in {self.folder}. Try a lower --lr")
 
     def log(self) -> None:
         """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
@@ -271,10 +354,11 @@ class Run:
         self.sums = {}
         if ranks.rank():
             return
-        with open(self.folder / "metrics.csv", "w", newline="") as file:  # whole: a continued run leaves no row twice
-            writer = csv.DictWriter(file, dict.fromkeys(key for row in self.rows for key in row))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        table = io.StringIO(newline="")  # all of it: a continued run leaves no row twice
+        writer = csv.DictWriter(table, dict.fromkeys(key for row in self.rows for key in row))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
         rate = self.step / max(self.seconds, 1e-9)
         if getattr(self.bar, "disable", True):
             left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
@@ -294,13 +378,13 @@ class Run:
                 points = [(row["step"], row[term]) for row in self.rows if row["split"] == split and term in row]
                 axes.plot(*zip(*points, strict=True), label=split)
             axes.legend()
-        figure.savefig(self.folder / "curves.png")
+        write_whole(self.folder / "curves.png", partial(figure.savefig, format="png"))
 
 
 def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
-    """Write results.json (over what it held of these), print it, and say last on which data it was measured."""
-    file = folder / "results.json"
-    results = (json.loads(file.read_text()) if file.exists() else {}) | {"step": step, **results, "data": data}
-    file.write_text(json.dumps(results, indent=1))
+    """Write results.json (over what it held of this step), print it, and say last on which data it was measured."""
+    before = read_json(folder / "results.json")
+    results = (before if before.get("step") == step else {}) | {"step": step, **results, "data": data}
+    write_whole(folder / "results.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
     print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
     print(f"{folder}: trained and measured on {data}")

@@ -3,8 +3,10 @@
 Formulas are held against independent oracles (torch.distributions, numpy, closed forms), runs against unbroken runs.
 """
 
+import argparse
 import ast
 import hashlib
+import http.server
 import io
 import json
 import math
@@ -12,12 +14,16 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
+import zlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -752,12 +758,12 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
     (tmp_path / "origin.txt").write_text(letters(500))
     good, wrong = hashlib.sha1(b"blob 500\0" + letters(500).encode()).hexdigest(), "0" * 40
     for sha1 in (wrong, good):
-        monkeypatch.setitem(char_rnn.GIT_FILES, "tinyshakespeare", ((tmp_path / "origin.txt").as_uri(), sha1))
+        monkeypatch.setitem(char_rnn.GIT_FILES, "tinyshakespeare", (sha1, (tmp_path / "origin.txt").as_uri()))
         text = char_rnn.load_text(None, "data", 1, 0.1)
         if sha1 == wrong:  # without --data: loudly something else
             assert "WARNING: tiny Shakespeare is not to be had" in (said := capsys.readouterr().out)
             assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
-            assert not Path("data").exists()
+            assert not list(Path("data").iterdir())
             assert "expected" in error_line(capsys, char_rnn.load_text, "tinyshakespeare", "data", 1, 0.1)
     assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
     monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
@@ -1269,7 +1275,7 @@ def test_download_takes_the_mirror_and_checks_the_hash(inception_file, monkeypat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
     Path("wrong.pth").write_bytes(b"<html>")
     monkeypatch.setattr(fid, "URLS", [Path("wrong.pth").absolute().as_uri()])
-    with pytest.raises(OSError, match="invalid hash"):
+    with pytest.raises(OSError, match="its sha256 begins"):
         fid.inception()
     assert not list(Path("hub/checkpoints").iterdir())
     monkeypatch.setattr(fid, "URLS", [*fid.URLS, inception_file.as_uri()])
@@ -2125,11 +2131,459 @@ def test_bad_simclr_input_gets_one_line(argv, says, capsys):
     assert says in error_line(capsys, simclr.main, argv)
 
 
+# --------------------------------------------------------------------------------------------------------- hard knocks
+
+
+def told(capsys, call, *args) -> str | None:
+    """The one line with which a script in a process of its own would end; None if it ends well."""
+    capsys.readouterr()
+    try:
+        call(*args)
+        return None
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        with pytest.raises(SystemExit) as end:
+            common.last_words(type(error), error, error.__traceback__)
+        code = end.value.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert code == 2 and len(lines) == 1, (code, lines)
+    return lines[0]
+
+
+SMALL = "--data digits --arch mlp --latent-dim 1 --batch-size 4 --out run --log-every 1 --save-every 1".split()
+
+
+def damages(good: bytes, chance: random.Random):
+    """Without end: (what was done, the damaged bytes)."""
+    foreign = io.BytesIO()
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("a.txt", "a")
+    while True:
+        at = chance.randrange(len(good))
+        flipped = bytearray(good)
+        flipped[at] ^= 1 << chance.randrange(8)
+        yield "bit", bytes(flipped)
+        yield "truncated", good[:at]
+        yield "zeros", good[:at] + bytes(min(512, len(good) - at)) + good[at + 512 :]
+        yield "noise", chance.randbytes(at)
+        yield "swapped", good[at:] + good[:at]
+        yield "empty", b""
+        yield "zip", foreign.getvalue()
+        yield "pickle", pickle.dumps({"script": "vae", "flags": {}})
+
+
+def test_damaged_checkpoints_are_noticed(capsys, monkeypatch):
+    """torch.load itself takes most flipped bits for weights."""
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*SMALL, "--steps", "1"])
+    file, state = Path("run/last.pth"), torch.load("run/last.pth", weights_only=True)
+    good = file.read_bytes()
+    for _, (_, damaged) in zip(range(500), damages(good, random.Random(0)), strict=False):
+        file.write_bytes(damaged)
+        try:
+            assert same(run_folder.load(file, ("vae",), "flags"), state)  # a bit that nothing reads
+        except SystemExit:
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 1 and "run/last.pth" in lines[0]
+    assert "take it from a copy, or start again with --fresh" in (
+        told(capsys, vae.main, [*SMALL, "--steps", "2"]) or ""
+    )
+    file.write_bytes(good)
+    vae.main([*SMALL, "--steps", "2"])
+
+
+def test_a_full_disk(capsys, monkeypatch):
+    """Wherever writing fails: one line, the checkpoint before it is whole, and the same command goes on."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*SMALL, "--steps", "1"])
+    largest, step, chance = Path("run/last.pth").stat().st_size, 1, random.Random(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(50 if LONG else 8):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (chance.randrange(largest), limits[1]))
+        try:
+            line = told(capsys, vae.main, [*SMALL, "--steps", str(step + 1)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert line and ("cannot be written" in line or "too large" in line)
+        assert run_folder.load(Path("run/last.pth"), ("vae",), "flags")["step"] == step and not list(
+            Path("run").glob("*.part")
+        )
+        vae.main([*SMALL, "--steps", str(step := step + 1)])
+
+
+def test_two_processes_in_one_folder(capsys, monkeypatch):
+    argv = ["vae.py", *SMALL, "--steps", "1000000"]
+    first = start_and_save(*argv)
+    second = start(*argv)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 2 and f"run is in use by process {first.pid} on " in said
+    assert f"in use by process {first.pid}" in told(capsys, vae.main, [*SMALL, "--steps", "1000001", "--fresh"])
+    first.kill()
+    first.wait()
+    assert str(first.pid) in Path("run/lock").read_text()  # a lock that nobody holds any more
+    step = torch.load("run/last.pth", weights_only=True)["step"]
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*SMALL, "--steps", str(step + 1)])
+
+
+def test_sigterm_while_evaluating():
+    argv = ["vae.py", *SMALL, "--steps", "1"]
+    process = start(*argv)
+    while not (line := process.stdout.readline()).startswith("evaluating"):
+        assert line, "it has ended"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode and not Path("run/results.json").exists()
+    vae.main([*SMALL, "--steps", "1"])
+    assert json.loads(Path("run/results.json").read_text())["step"] == 1
+
+
+def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*SMALL, "--steps", "2"])
+    good, add = Path("run/last.pth").read_bytes(), run_folder.Run.add
+
+    def spoil(run, split, **terms):
+        add(run, split, **terms)
+        if run.step == 4:
+            next(run.objects["model"].parameters()).data[0] = math.nan
+
+    monkeypatch.setattr(run_folder.Run, "add", spoil)
+    line = told(capsys, vae.main, [*SMALL, "--steps", "5", "--save-every", "2", "--log-every", "9"])
+    assert "step 4: weights of model are not finite; the checkpoint of step 2 is kept" in line
+    assert Path("run/last.pth").read_bytes() == good
+
+
+def test_weights_of_another_run_are_not_overwritten(capsys, monkeypatch):
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*SMALL, "--steps", "1"])
+    Path("run/last.pth").unlink()
+    assert "run holds vae.pth of another run" in told(capsys, vae.main, [*SMALL, "--seed", "1", "--steps", "1"])
+    vae.main([*SMALL, "--steps", "1"])  # as if it had been killed before its first last.pth
+    Path("run/config.json").unlink()
+    Path("run/last.pth").unlink()
+    assert "another run" in told(capsys, vae.main, [*SMALL, "--steps", "1"])
+
+
+def test_a_clock_that_stands_still_and_a_disk_that_turns_read_only(capsys, monkeypatch):
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for _ in range(3):
+        vae.main([*SMALL, "--steps", "1", "--fresh"])
+    assert {p.name for p in Path().iterdir()} >= {"run", "run.now", "run.now-"}
+
+    def refuse(_, path):
+        raise OSError(30, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        assert "Read-only file system" in told(capsys, vae.main, [*SMALL, "--steps", "2"])
+    assert run_folder.load(Path("run/last.pth"), ("vae",), "flags")["step"] == 1
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Behaves as the first part of the path says."""
+
+    content = letters(70_000).encode()
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        kind, good = self.path.strip("/"), self.content
+        if kind in ("403", "404", "500", "503"):
+            self.answer(b"<html>sorry</html>", int(kind))
+        elif kind == "cut":
+            self.answer(good[:40_000], Content_Length=str(len(good)))
+        elif kind == "chunk":
+            self.answer(b"ffff\r\n" + good[:100], Transfer_Encoding="chunked")
+        elif kind == "page":
+            self.answer(b" <!DOCTYPE html><html>please log in</html>")
+        elif kind == "other":
+            self.answer(good[::-1])
+        elif kind == "empty":
+            self.answer(b"")
+        elif kind == "circle":
+            self.answer(b"", 302, Location="/circle")
+        elif kind == "local":
+            self.answer(b"", 302, Location="file:///etc/hostname")
+        elif kind == "moved":
+            self.answer(b"", 301, Location="/good")
+        elif kind == "nothing":
+            self.close_connection = True
+        elif kind == "babble":
+            self.wfile.write(b"\0\1\2 no HTTP\r\n\r\n")
+        elif kind == "silent":
+            time.sleep(1)
+        elif kind == "drip":
+            self.answer(good[:1], Content_Length=str(len(good)))
+            for byte in good[1:6]:
+                time.sleep(0.05)
+                self.wfile.write(bytes([byte]))
+        else:
+            self.answer(good, Content_Length=str(len(good)))
+
+
+BAD_SERVERS = "403 404 500 503 cut chunk page other empty circle local nothing babble silent drip".split()
+
+
+@pytest.mark.parametrize("kind", BAD_SERVERS)
+def test_bad_servers(kind, capsys, monkeypatch):
+    """Each is named with what is wrong and leaves no file; a second address is taken, and a redirection followed."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    socket.setdefaulttimeout(0.3)
+    clock, begun = time.monotonic, time.monotonic()
+    monkeypatch.setattr(common.time, "monotonic", lambda: begun + 1000 * (clock() - begun))
+    sha1 = hashlib.sha1(b"blob 70000\0" + Server.content).hexdigest()
+    try:
+        monkeypatch.setitem(char_rnn.GIT_FILES, "tinyshakespeare", (sha1, f"{address}/{kind}"))
+        line = told(capsys, char_rnn.main, ["--data", "tinyshakespeare"])
+        assert f"{address}/{kind}: " in line and "copy the text to data/tinyshakespeare.txt" in line
+        assert not list(Path("data").iterdir())
+        if kind not in ("other", "empty"):  # a text without a checksum can be anything
+            assert f"{address}/{kind}: " in told(capsys, char_rnn.main, ["--data", f"{address}/{kind}"])
+        assert "could not be downloaded" in told(capsys, vae.main, ["--data", f"{address}/{kind}"])
+        assert not [path for path in Path("data").rglob("*") if path.is_file()]
+        monkeypatch.setitem(char_rnn.GIT_FILES, "tinyshakespeare", (sha1, f"{address}/{kind}", f"{address}/moved"))
+        monkeypatch.setattr(common.time, "monotonic", clock)
+        assert char_rnn.read_text("tinyshakespeare", "data") == letters(70_000)
+    finally:
+        socket.setdefaulttimeout(None)
+        server.shutdown()
+
+
+def bad_archives():
+    """(name, bytes): hostile or broken archives, most with two good pictures in them."""
+    pictures = [Path(f"{i}.png") for i in range(2)]
+    good = [image(path, seed=i).read_bytes() for i, path in enumerate(pictures)]
+
+    def zipped(*more) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as z:
+            for i, content in enumerate(good):
+                z.writestr(f"a/{i}.png", content)
+            for name, content in more:
+                z.writestr(name, content)
+        return file.getvalue()
+
+    def tarred(*more, mode: str = "w") -> bytes:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode=mode) as t:
+            for name, content, kind, link in [
+                *((f"a/{i}.png", x, tarfile.REGTYPE, "") for i, x in enumerate(good)),
+                *more,
+            ]:
+                info = tarfile.TarInfo(name)
+                info.size, info.type, info.linkname = len(content), kind, link
+                t.addfile(info, io.BytesIO(content))
+        return file.getvalue()
+
+    link = zipfile.ZipInfo("a/link.png")
+    link.external_attr = 0o120777 << 16
+    bomb = bytearray(zipped(("b/bomb.png", bytes(10**6))))
+    at = bomb.rindex((10**6).to_bytes(4, "little"))  # in the central directory
+    bomb[at : at + 4] = (0xF0000000).to_bytes(4, "little")
+    encrypted = bytearray(zipped())
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    strange, plain = bytearray(zipped(("a/abcdefgh.png", good[0]))), zipped()
+    while (at := strange.find(b"abcdefgh")) >= 0:
+        strange[at : at + 8] = bytes(range(0xF0, 0xF8))
+    yield "up.zip", zipped(("../../up.png", good[0]))
+    yield "absolute.zip", zipped(("/absolute.png", good[0]))
+    yield "backslash.zip", zipped(("..\\..\\up.png", good[0]))
+    yield "link.zip", zipped((link, b"/etc/passwd"))
+    yield "bomb.zip", bytes(bomb)
+    yield "encrypted.zip", bytes(encrypted)
+    yield "names.zip", bytes(strange)
+    yield "twice.zip", zipped(("a/0.png", good[1]))
+    yield "half.zip", plain[: len(plain) // 2]
+    yield "flipped.zip", plain[:60] + bytes([plain[60] ^ 255]) + plain[61:]
+    yield "up.tar", tarred(("../../up.png", good[0], tarfile.REGTYPE, ""))
+    yield "absolute.tar", tarred(("/absolute.png", good[0], tarfile.REGTYPE, ""))
+    yield "link.tar", tarred(("a/link.png", b"", tarfile.SYMTYPE, "/etc/passwd"))
+    yield "through.tar", tarred(("b", b"", tarfile.SYMTYPE, "../.."), ("b/through.png", good[0], tarfile.REGTYPE, ""))
+    yield "hard.tar", tarred(("a/hard.png", b"", tarfile.LNKTYPE, "../../../etc/passwd"))
+    yield "device.tar", tarred(("a/device.png", b"", tarfile.CHRTYPE, ""))
+    yield "pipe.tar", tarred(("a/pipe.png", b"", tarfile.FIFOTYPE, ""))
+    yield "names.tar", tarred(("a/\udcff\udcfe.png", good[0], tarfile.REGTYPE, ""))
+    yield "half.tar.gz", tarred(mode="w:gz")[:300]
+    yield "noise.tar.xz", tarred(mode="w:xz")[:-200] + bytes(200)
+    yield "empty.tar", tarred()[:0] + bytes(10240)
+
+
+def test_bad_archives(capsys):
+    """Nothing is written outside, nothing but regular files inside; the two good pictures, or one line."""
+    archives, before = list(bad_archives()), {path.name for path in Path("..").iterdir()}
+    assert len(archives) >= 20
+    for name, content in archives:
+        Path(name).write_bytes(content)
+        line = told(capsys, images.load_images, name, "", "data", 8)
+        inside = [path for path in Path("data").rglob("*") if not path.is_dir()]
+        assert all(path.is_file() and not path.is_symlink() for path in inside), name
+        if line is None:
+            assert len(images.load_images(name, "", "data", 8).train) >= 1
+        else:
+            assert name.split(".")[0] in line, (name, line)
+        capsys.readouterr()
+        shutil.rmtree("data", ignore_errors=True)
+    assert {path.name for path in Path("..").iterdir()} == before and not Path("/absolute.png").exists()
+    assert not [path for path in Path().rglob("*up.png")] and not list(Path("..").glob("*.png"))
+
+
+def test_bad_images(capsys):
+    """Odd ones are read, broken ones counted and named; a pipe is no file to wait for."""
+    folder = Path("set")
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image(folder / f"{mode.replace(';', '')}.png", mode=mode)
+    for mode in ("CMYK", "YCbCr"):
+        image(folder / f"{mode}.jpg", mode=mode)
+    image(folder / "F.tif", mode="F")
+    image(folder / "LAB.tif", mode="LAB")
+    image(folder / "thin.png", size=(1, 900))
+    image(folder / "dot.png", size=(1, 1))
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "green", "blue")]
+    frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(folder / "turned.jpg")
+    Image.open(folder / "turned.jpg").save(folder / "turned.jpg", exif=exif)
+    n_good = len(list(folder.iterdir()))
+
+    png = bytearray((folder / "RGB.png").read_bytes())
+    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    broken = {
+        "bomb.png": bytes(png),
+        "zero.png": b"",
+        "text.png": b"no image",
+        "half.png": (folder / "RGB.png").read_bytes()[:500],
+        "page.jpg": b"<html></html>",
+        "head.jpg": (folder / "CMYK.jpg").read_bytes()[:20],
+        "noise.webp": random.Random(0).randbytes(999),
+        "noise.tif": b"II*\0" + random.Random(0).randbytes(999),
+    }
+    for name, content in broken.items():
+        (folder / name).write_bytes(content)
+    (folder / "nowhere.png").symlink_to("nothing")
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    data = images.load_images("set", "", "data", 8)
+    assert len(data.train) + len(data.test) == n_good and data.train.shape[1:] == (3, 8, 8)
+    assert (
+        f"{len(broken) + 2} of {n_good + len(broken) + 2} image files in set cannot be read" in capsys.readouterr().err
+    )
+
+
+def test_other_loaders_run_no_code(capsys):
+    """A CIFAR batch, which is a pickle, is not opened unless its checksum is right; .npz files hold no objects."""
+    folder = Path("data/cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    trap = b"cos\nmkdir\n(S'executed'\ntR."
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
+        (folder / name).write_bytes(trap)
+    socket.setdefaulttimeout(0.1)
+    assert "CIFAR10 is not in data/" in told(capsys, dcgan.main, ["--data", "cifar10"])
+    np.savez("a.npz", mu=np.array([{}], dtype=object), sigma=np.zeros((1, 1)))
+    assert "does not hold the statistics" in told(capsys, fid.main, ["a.npz", "a.npz"])
+    assert not Path("executed").exists()
+    socket.setdefaulttimeout(None)
+
+
+NUMBERS = "0 -1 nan inf -inf 1e999 1e-320 0.5 2147483646 2147483648 99999999999999999999 0x10 word".split() + [
+    "",
+    " ",
+    "١",
+]
+RUNS = {
+    vae: "--data digits --arch mlp --latent-dim 1 --batch-size 4",
+    char_rnn: "--data tale.txt --h-dim 4 --n-layers 1 --seq-len 4 --batch-size 2",
+    gan_mnist: "--data digits --batch-size 4",
+    dcgan: "--data digits --hidden-dim 1 --batch-size 4",
+    simclr: "--data digits --image-size 8 --batch-size 4 --fit-steps 1",
+}
+
+
+def test_every_number_for_every_flag(capsys, monkeypatch):
+    """One line and exit 2, or a run: of what is accepted 25 are tried, with --long all."""
+    Path("tale.txt").write_text(letters(300))
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    parsers, parse = [], argparse.ArgumentParser.parse_args
+    record = lambda p, *args: parsers.append(p) or parse(p, *args)
+    tried, accepted = 0, []
+    for script in SCRIPTS:
+        needed = NEEDED.get(script, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", record)
+            script.get_args(needed)
+        for action in parsers[-1]._actions:
+            if getattr(action.type, "__name__", "") not in ("int", "float"):
+                continue
+            for number in NUMBERS:
+                tried, argv = tried + 1, [*needed, f"{action.option_strings[-1]}={number}"]
+                try:
+                    script.get_args(argv)
+                    accepted.append((script, argv))
+                except SystemExit as end:
+                    error = capsys.readouterr().err.splitlines()[-1]
+                    assert end.code == 2 and f"argument {action.option_strings[-1]}" in error, (argv, error)
+    assert tried > 1000 and 100 < len(accepted) < tried / 2
+    runs = [(script, argv) for script, argv in accepted if script in RUNS and "--steps" not in argv[0]]
+    runs = runs if LONG else random.Random(0).sample(runs, 25)
+    for i, (script, argv) in enumerate(runs):
+        told(capsys, script.main, [*RUNS[script].split(), "--steps", "1", "--out", f"run{i}", *argv])
+        shutil.rmtree(f"run{i}", ignore_errors=True)
+
+
+@pytest.mark.skipif(not LONG, reason="200 kills take half an hour: --long")
+@pytest.mark.parametrize("script", RUNS)
+def test_forty_kills(script):
+    """kill -9 at random moments, most of them while it saves: no checkpoint is lost, none is older than the last."""
+    Path("tale.txt").write_text(letters(300))
+    argv = [f"{script.__name__}.py", *RUNS[script].split(), "--steps", "1000000", "--out", "run"]
+    chance, step = random.Random(0), 0
+    for _ in range(40):  # a step is logged before it is saved, so the first one can be killed in between
+        process = start(*argv, "--save-every", "1", "--log-every", "1")
+        while (line := process.stdout.readline()) and not line.startswith("step "):
+            assert "error" not in line
+        time.sleep(chance.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        before, step = step, run_folder.load(Path("run/last.pth"), (script.__name__,), "flags")["step"]
+        assert step >= before
+        for path in Path("run").glob("*.pth"):
+            run_folder.load(path, (script.__name__,), "script")
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_the_same_command_gives_the_same_bytes(script, monkeypatch):
+    Path("tale.txt").write_text(letters(300))
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    for out in ("a", "b"):
+        script.main([*RUNS[script].split(), "--steps", "2", "--out", out, "--deterministic"])
+    files = sorted(path.name for path in Path("a").glob("*.pth") if path.name != "last.pth")
+    assert files and all(Path("a", name).read_bytes() == Path("b", name).read_bytes() for name in files)
+
+
 # -------------------------------------------------------------------------------------------------------------- ranks
 
 
 def torchrun(n: int, *argv: str, restarts: int = 0) -> subprocess.Popen:
-    """A script on n gloo ranks, in a session of its own, so that a test that fails leaves none of them."""
+    """A script on n gloo ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     command += [f"--max-restarts={restarts}", str(HERE / argv[0]), *argv[1:]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -2175,8 +2629,8 @@ def test_ranks_are_one_process_but_for_rounding(inception_file):
     as_files(photos(7), "a")
     as_files(photos(6).flip(3), "b")
     runs = {
-        "vae": ["--data", "digits"],
-        "gan_mnist": ["--data", "digits"],
+        "vae": ["--data", "digits", "--arch", "technion", "--image-size", "16"],
+        "gan_mnist": ["--data", "digits", "--arch", "conv"],
         "dcgan": ["--data", "digits", "--hidden-dim", "2", "--flip", "--label-noise", "0.2"],
         "simclr": ["--data", "digits", "--image-size", "8"],
         "char_rnn": ["--data", "tale.txt", "--h-dim", "8", "--seq-len", "8", "--eval-every", "10"],
@@ -2208,7 +2662,7 @@ def test_ranks_are_one_process_but_for_rounding(inception_file):
         assert all(abs(b - a) <= 1e-9 * abs(a) for a, b in numbers_in(*results)), results
     for out in ("one", "two"):
         subprocess.run([sys.executable, "float64.py", str(HERE), todo(out, "--steps", "24")], check=True)
-    check(1e-7)
+    check(1e-5)  # rounding grows: this game is chaotic
 
 
 def numbers_in(a, b) -> list[tuple[float, float]]:
@@ -2271,7 +2725,8 @@ def test_a_rank_that_is_killed():
 
     Path("run/last.pth").unlink()
     process = saved("--steps", "1000000")
-    process.send_signal(signal.SIGTERM)
+    for pid in [*rank_pids(process), process.pid]:  # as systemd and Slurm do; torchrun tells its ranks once more
+        os.kill(pid, signal.SIGTERM)
     said, step = ended(process), torch.load("run/last.pth", weights_only=True)["step"]
     assert process.returncode and said.count(f"stopped at step {step} and saved") == 1, said
 
