@@ -200,9 +200,9 @@ class Run:
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
         if args.device == "cuda" and not args.deterministic:
             print(
-                "on a GPU convolutions, embeddings and indexing add their gradients in any order: runs differ by rounding"
+                "on a GPU the gradients of convolutions, embeddings and indexing are added in any order, and runs differ"
             )
-            print("from each other, unless --deterministic takes slower kernels")
+            print("by rounding; --deterministic takes slower kernels, with which they do not")
         if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
 
