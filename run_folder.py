@@ -200,9 +200,9 @@ class Run:
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
         if args.device == "cuda" and not args.deterministic:
             print(
-                "on a GPU the gradients of convolutions, embeddings and indexing are added in any order, and runs differ"
+                "on a GPU gradients of convolutions, embeddings and indexing are added in any order, so runs differ by"
             )
-            print("by rounding; --deterministic takes slower kernels, with which they do not")
+            print("rounding; --deterministic takes slower kernels, with which they do not")
         if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
 
