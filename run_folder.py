@@ -221,8 +221,8 @@ class Run:
             return last, read_json(self.folder / "results.json").get("step") == last["step"]
         there = read_json(self.folder / "config.json").get("flags", {})  # of a run that was killed before it saved?
         foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
-        if foreign and (found := [name for name in self.weights if (self.folder / name).exists()]):
-            fail(f"{self.folder} holds {found[0]} of another run, to be lost here: name another --out, or use --fresh")
+        if foreign and (found := sorted(self.folder.glob("*.pth"))):
+            fail(f"{found[0]} is of another run and could be lost here: name another --out, or use --fresh")
         return None, False
 
     def _continue(self, last: dict[str, Any]) -> None:
