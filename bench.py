@@ -433,7 +433,7 @@ def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
     a GPU its step gets no shorter.
     """
     sent, begun = lambda: int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text()), {}
-    if ranks.rank() or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if ranks.launched():
         watched(script, args, list(flags), 6, lambda _, step: begun.setdefault(step, sent()))
         return {"bytes": (begun[6] - begun[2]) / 4 / 2}  # each of two ranks sends as much as it reduces
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *sys.argv]

@@ -26,7 +26,7 @@ CONTROL = timedelta(hours=2)  # how long a rank waits for one that decodes a dat
 
 def launched() -> bool:
     """Whether torchrun has started this process, and others."""
-    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def rank() -> int:
@@ -36,7 +36,7 @@ def rank() -> int:
 
 def size() -> int:
     """How many ranks work together now: 1 before `join` and after `leave`."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if launched() and dist.is_initialized() else 1
 
 
 def join(device: torch.device) -> None:

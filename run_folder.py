@@ -148,6 +148,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
 class State(dict):
     """What a run needs to go on besides weights; last.pth keeps it."""
 
@@ -193,7 +197,7 @@ class Run:
             if last:
                 self._continue(last)
             if not ranks.rank():
-                write_whole(self.folder / "config.json", lambda file: file.write(json.dumps(config, indent=1).encode()))
+                write_json(self.folder / "config.json", config)
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {sizes}")
@@ -385,6 +389,6 @@ def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
     """Write results.json (over what it held of this step), print it, and say last on which data it was measured."""
     before = read_json(folder / "results.json")
     results = (before if before.get("step") == step else {}) | {"step": step, **results, "data": data}
-    write_whole(folder / "results.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
+    write_json(folder / "results.json", results)
     print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
     print(f"{folder}: trained and measured on {data}")
