@@ -70,11 +70,12 @@ def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], 
 
 
 def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
-    """What courses and tutorials do: image by image through a DataLoader, float32, sigmoid and then BCE."""
+    """What courses and tutorials do: a DataLoader of single images, float32, PyTorch's layers, sigmoid, then BCE."""
     data = images.load_images(None, "mnist", args.data_dir, 32)
     pixels = images.load_images(None, "mnist", args.data_dir, 28).train
     loader = DataLoader(PerImage(pixels, 2), BATCH, shuffle=True, num_workers=workers)
     torch.manual_seed(args.seed)
+    vae.ConvTranspose2d = nn.ConvTranspose2d
     model = vae.build_vae("tsinghua", 10)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
