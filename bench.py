@@ -528,6 +528,12 @@ SLOW = re.compile(
 ).search  # what --quick leaves out
 
 
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
@@ -551,7 +557,7 @@ def main() -> None:
     if args.quick:
         args.steps, args.rounds = min(args.steps, 300), 1
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}")
     for table, rows in TABLES.items():
         rows = [row for row in rows if args.only in f"{table}: {row}" and not (args.quick and SLOW(table + row))]
         if not rows:

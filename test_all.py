@@ -403,6 +403,20 @@ def test_shapes(arch, channels, size):
     assert samples.shape == (4, channels, size, size) and not samples.requires_grad
 
 
+@pytest.mark.parametrize("stride, training", [(1, True), (2, True), (2, False)])
+def test_transposed_convolution_is_pytorchs(stride, training):
+    torch.manual_seed(0)
+    ours = vae.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double().train(training)
+    theirs = nn.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    found = []
+    for layer in (ours, theirs):
+        y = nn.ReLU(inplace=True)(layer(x))
+        found.append([y, *torch.autograd.grad((y**2).sum(), [x, layer.weight, layer.bias])])
+    assert all(map(torch.allclose, *found)), "values, and gradients by input, weight and bias"
+
+
 def test_technion_course_classes():
     encoder, decoder = (
         vae.EncoderCNN(in_channels=3, out_channels=1024),
