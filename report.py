@@ -208,7 +208,7 @@ def latents() -> None:
     runs = {z: "beta1" if z == 10 else f"z{z}" for z in (2, 3, 10, 100)}
     runs |= {"10, technion": "technion", "10, mlp": "mlp"}
     rows = []
-    figure, panels = axes(1, 4, (15, 3))
+    figure, panels = axes(1, 4, (15, 2))
     for i, (name, run) in enumerate(runs.items()):
         (model, mu, log_sigma2, _), r = codes(run), results(run)
         low, high = log_sigma2.quantile(0.01).item(), log_sigma2.quantile(0.99).item()
@@ -403,16 +403,16 @@ def few_labels() -> None:
     """A linear layer on the frozen encoder against the same network trained on the same few labels alone."""
     numbers = torch.load("runs/simclr-cifar10-jpeg-resnet18-tau0.5-batch256/simclr.pth", weights_only=True)
     model, data = simclr.build(numbers), images.load_images("data/cifar10-jpeg", "", "data", 32)
-    args = argparse.Namespace(device="cpu", seed=0, bf16=True, fit_steps=300)
-    some = common.permutation(len(data.train), 0, 0)[:5000]
+    args = argparse.Namespace(device="cpu", seed=0, bf16=True, fit_steps=200)
+    some = common.permutation(len(data.train), 0, 0)[:500]
     h, test_h = (simclr.represent(model.f, x, numbers, CPU, True) for x in (data.train[some], data.test))
     y, truth, rows = data.train_labels[some], data.test_labels, []
-    for n in (100, 500, 5000):
+    for n in (100, 500):
         torch.manual_seed(1)
         net = simclr.fit(simclr.Model(128, "resnet18"), data, some[:n], numbers, args, "labels alone")
         alone = (simclr.represent(net, data.test, numbers, CPU, True).argmax(1) == truth).float().mean().item()
         rows.append((n, 100 * simclr.linear_accuracy(h[:n], y[:n], test_h, truth), 100 * alone))
-    table(("labels", "linear, frozen encoder, %", "the same network, 300 steps on these labels alone, %"), *rows)
+    table(("labels", "linear, frozen encoder, %", "the same network, 200 steps on these labels alone, %"), *rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------ FID
