@@ -9,7 +9,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +32,12 @@ import vae
 CPU = torch.device("cpu")
 
 
-def table(*rows: Iterable) -> None:
+def table(*rows: Sequence) -> None:
     """Markdown: the first row is the header."""
     for i, row in enumerate(rows):
         print("|", " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row), "|")
         if not i:
-            print("|---|" + "---:|" * (len(list(row)) - 1))
+            print("|---|" + "---:|" * (len(row) - 1))
 
 
 def save(figure, name: str) -> None:
@@ -91,7 +91,7 @@ class Judge:
 
 @torch.no_grad()
 def nats_given(model: nn.Module, ids: Tensor, lengths: Iterable[int]) -> dict[int, Tensor]:
-    """The error on the same 3,453 characters, given so many before each and an empty state before these."""
+    """The error on the same 3,454 characters, given so many before each and an empty state before these."""
     at = torch.arange(1024, len(ids), 32)
     scores = lambda k: torch.cat([model(part)[0][:, -1] for part in ids[at[:, None] + torch.arange(-k, 0)].split(500)])
     return {k: F.cross_entropy(scores(k), ids[at], reduction="none") for k in lengths}
@@ -124,16 +124,16 @@ def shuffled() -> None:
         "shuffled, an empty state each time": partial(at_random, forget=True),
         "shuffled, the state of another text": partial(at_random, forget=False),
     }
-    rows, ids = [], char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test
+    rows, lengths, ids = [], (4, 16, 32, 64, 256), char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test
     for i, (name, way) in enumerate(ways.items()):
         char_rnn.stream_batch, out = way, f"runs/shuffled{i}"
         flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "6000"]
         char_rnn.main([*flags, "--eval-every", "6000", "--out", out])
-        nats = nats_given(weights(char_rnn, f"{out}/char_rnn.pth"), ids, (4, 16, 32, 64, 256))
+        nats = nats_given(weights(char_rnn, f"{out}/char_rnn.pth"), ids, lengths)
         gain = nats[16] - nats[256]
         gained = f"{gain.mean():.3f} ± {gain.std() / len(gain) ** 0.5:.3f}"
         rows.append((name, results(out[5:])["nats"], *(v.mean().item() for v in nats.values()), gained))
-    head = ("training", "the whole text", *(f"given {k}" for k in nats), "256 instead of 16 gain")
+    head = ("training", "the whole text", *(f"given {k}" for k in lengths), "256 instead of 16 gain")
     table(head, *rows)
 
 
@@ -156,8 +156,8 @@ def temperature() -> None:
     for T in (0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 5.0):
         torch.manual_seed(0)
         rows.append(row(f"T = {T}", char_rnn.generate_from_model(model, "\n", 20000, maps, T), T))
-    rows.append(row("Shakespeare, held out", text[-20000:], 1.0))
-    table(("", "entropy, nats per character", "% of words that he uses", "% of 8 characters not seen before"), *rows)
+    rows.append(row("T = 1.0, reading Shakespeare, held out", text[-20000:], 1.0))
+    table(("", "entropy, nats per character", "% of words that he uses", "% of runs of 8 that are distinct"), *rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------ VAE
@@ -183,13 +183,16 @@ def beta() -> None:
     """Runs runs/beta0, 0.1, 1, 4, 10: the two terms, latent space, samples."""
     from sklearn.manifold import TSNE
 
-    rows = []
+    rows, test = [], images.load_images("mnist", "", "data", 32).test
     figure, panels = axes(3, 5, (15, 9))
     for ax, b in zip(panels.T, ("0", "0.1", "1", "4", "10"), strict=True):
         (model, mu, log_sigma2, labels), r = codes(f"beta{b}"), results(f"beta{b}")
         sigma, spread = log_sigma2.exp().sqrt().mean().item(), mu.std(0).mean().item()
-        keys = ("rec", "kl", "elbo", "log_px", "fd_lenet", "confident")
-        rows.append((f"β = {b}", *(r[k] for k in keys), active(mu), sigma, spread))
+        some = test[: r["log_px_images"]]
+        gap = r["log_px"] + vae.evaluate(model, some, 1.0)["loss"]
+        keys = ("rec", "kl", "elbo", "fd_lenet")
+        values = (*(r[k] for k in keys), 100 * r["confident"], active(mu), sigma, spread, gap)
+        rows.append((f"β = {b}", *values))
         for key, label in (("rec", "reconstruction"), ("kl", "KL")):
             ax[0].plot(*column(f"beta{b}", "test", key), label=label)
         ax[0].set(title=f"β = {b}", xlabel="step", ylim=(0, 260))
@@ -198,28 +201,27 @@ def beta() -> None:
         ax[1].set_title("codes, t-SNE")
         draw_samples(ax[2], model, 48, 8)
         ax[2].set_title("samples")
-    head = ("", "reconstruction", "KL", "ELBO", "log p(x)", "FD-LeNet", "sure of", "active latents", "σ", "spread of μ")
-    table(head, *rows)
+    head = ("", "reconstruction", "KL", "ELBO", "FD-LeNet", "% sure of", "active latents", "σ", "spread of μ")
+    table((*head, "log p(x) - ELBO, the first 1,000 digits"), *rows)
     save(figure, "report-beta")
 
 
 def latents() -> None:
-    """Latent dimensions and networks from results.json; samples; how far σ ranges."""
-    runs = {z: "beta1" if z == 10 else f"z{z}" for z in (2, 3, 10, 100)}
-    runs |= {"10, technion": "technion", "10, mlp": "mlp"}
+    """Latent dimensions and networks: results.json, samples, how far σ ranges."""
+    runs = {"2 latents": "z2", "3 latents": "z3", "10 latents": "beta1", "100 latents": "z100"}
+    runs |= {"10 latents, technion": "technion", "10 latents, mlp": "mlp"}
     rows = []
-    figure, panels = axes(1, 4, (15, 2))
-    for i, (name, run) in enumerate(runs.items()):
+    figure, panels = axes(2, 3, (15, 5))
+    for ax, (name, run) in zip(panels.flat, runs.items(), strict=True):
         (model, mu, log_sigma2, _), r = codes(run), results(run)
-        low, high = log_sigma2.quantile(0.01).item(), log_sigma2.quantile(0.99).item()
-        keys = ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy", "confident", "train_minutes")
-        n = sum(p.numel() for p in model.parameters())
-        rows.append((name, f"{n:,}", *(r[k] for k in keys), active(mu), f"{low:.1f} to {high:.1f}"))
-        if i < 4:
-            draw_samples(panels[0, i], model, 40, 10)
-            panels[0, i].set_title(f"{name} latents")
-    head = ("latents", "parameters", "ELBO", "reconstruction", "KL", "log p(x)", "FD-LeNet", "class entropy", "sure of")
-    table((*head, "minutes", "active", "log σ², 98% of all"), *rows)
+        low, high = (log_sigma2.quantile(q).item() for q in (0.01, 0.99))
+        keys = ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")
+        values = (*(r[k] for k in keys), 100 * r["confident"], active(mu), f"{low:.1f} to {high:.1f}")
+        rows.append((name, f"{sum(p.numel() for p in model.parameters()):,}", *values))
+        draw_samples(ax, model, 40, 10)
+        ax.set_title(name)
+    head = ("", "parameters", "ELBO", "reconstruction", "KL", "log p(x)", "FD-LeNet", "class entropy", "% sure of")
+    table((*head, "active", "log σ², 98% of all"), *rows)
     save(figure, "report-latents")
 
 
@@ -261,17 +263,18 @@ def games() -> None:
     for ax, run, title in zip(panels.T, runs, titles, strict=True):
         for key in ("d_loss", "g_loss"):
             ax[0].plot(*column(run, "train", key), label=key)
-        ax[0].set(title=title, ylim=(0, 1.2 if "lsgan" in run else 4))
+        ax[0].set(title=title, ylim=(0, 30), yscale="symlog")
         ax[0].axhline(0.25 if "lsgan" in run else 2 * math.log(2), color="grey", ls=":")
         ax[1].plot(*column(run, "train", "d_x"), label="D(x)")
         for split in ("before G's step", "after G's step"):
             ax[1].plot(*column(run, split, "d_g_z"), label=f"D(G(z)) {split}")
-        ax[1].set(ylim=(-0.1, 1.1))
+        ax[1].set(ylim=(-0.4, 1.1))
         for key in ("fd_lenet", "class_entropy"):
             steps, values = column(run, "samples", key)
             ax[2].plot(steps, [v / (1000 if key == "fd_lenet" else math.log(10)) for v in values], "o-", label=key)
         ax[2].set(ylim=(0, 1.1), xlabel="step")
         for a in ax[:3]:
+            a.set_xlim(0, 4690)
             a.legend(fontsize="small")
         grids = sorted(Path(f"runs/{run}/samples").glob("*.png"))
         ax[3].imshow(Image.open(grids[-1]).crop((0, 0, 234, 118)))
@@ -297,8 +300,8 @@ def generators() -> dict[str, tuple]:
     found = {
         "VAE, 10 latents": (vae, "weights/vae.pth"),
         "VAE, 100 latents": (vae, "runs/z100/vae.pth"),
+        "DCGAN": (dcgan, "weights/dcgan.pth"),
     }
-    found |= {"DCGAN": (dcgan, "weights/dcgan.pth")}
     return {name: (script, weights(script, path)) for name, (script, path) in found.items()}
 
 
@@ -362,7 +365,7 @@ def ablation(variant: str) -> None:
     """SimCLR at 16 x 16 with one thing changed, then kNN and linear accuracy of h and z from 10,000 labels."""
     changed, _, value = variant.partition("=")
     flags = {"--batch-size": "128", "--tau": "0.5", "--seed": "0"}
-    if value and f"--{changed}" in flags:
+    if f"--{changed}" in flags:
         flags[f"--{changed}"] = value
     crop_and_flip, resampling = simclr.crop_and_flip, simclr.resampling
     flip = lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
@@ -373,12 +376,19 @@ def ablation(variant: str) -> None:
         "no-grey": ("augment", lambda x: simclr.jitter(crop_and_flip(simclr.floats(x)))),
         "no-head": ("Model", WithoutHead),
     }
-    if changed in replacements:
-        setattr(simclr, *replacements[changed])
-    elif not value and changed != "all":
-        common.fail(f"no variant {variant}; there are all, {', '.join(replacements)}, tau=, batch-size= and seed=")
+    if variant in replacements:
+        setattr(simclr, *replacements[variant])
+    elif variant not in ("all", "untrained") and not (value and f"--{changed}" in flags):
+        common.fail(
+            f"no variant {variant}; there are all, untrained, {', '.join(replacements)}, tau=, batch-size= and seed="
+        )
 
     def look_inside(model, data, numbers, _, args) -> dict:
+        if variant == "untrained":
+            model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
+            with torch.no_grad():
+                for x in data.train[:2500].split(250):  # statistics for BatchNorm
+                    model(simclr.whole(x, numbers, CPU))
         y, truth, found = data.train_labels[:10000], data.test_labels, {}
         for name, f in (("h", model.f), ("z", nn.Sequential(model.f, model.g))):
             h, test_h = (simclr.represent(f, x, numbers, CPU, args.bf16) for x in (data.train[:10000], data.test))
@@ -386,8 +396,10 @@ def ablation(variant: str) -> None:
             found[f"{name}_linear"] = simclr.linear_accuracy(h, y, test_h, truth)
         return found
 
-    simclr.look_inside, steps = look_inside, str(300 * 128 // int(flags["--batch-size"]))  # as many images
-    usual = ["--image-size", "16", "--lr", "0.12", "--warmup", "30", "--steps", steps, "--sample-every", "10000"]
+    simclr.look_inside = look_inside
+    steps = "1" if variant == "untrained" else str(300 * 128 // int(flags["--batch-size"]))  # as many images for all
+    usual = ["--data", "data/cifar10-jpeg", "--image-size", "16", "--lr", "0.12", "--warmup", "30"]
+    usual += ["--steps", steps, "--sample-every", "10000"]
     simclr.main([*usual, *(x for pair in flags.items() for x in pair), "--out", f"runs/simclr-{variant}"])
 
 
