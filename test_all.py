@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -42,6 +43,7 @@ import dcgan
 import fid
 import gan_mnist
 import images
+import report
 import run_folder
 import simclr
 import vae
@@ -137,6 +139,26 @@ def test_help(script, capsys):
         script.main(["--help"])
     shown = capsys.readouterr().out
     assert script.__doc__.splitlines()[0] in shown and "None" not in shown and "--seed" in shown
+
+
+def test_commands_and_pictures_of_the_documents():
+    text = "".join((HERE / name).read_text() for name in ("README.md", "REPORT.md"))
+    scripts, seen = {script.__name__: script for script in SCRIPTS}, set()
+    for name, flags in re.findall(r"`python (\w+)\.py([^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if name in scripts:
+            scripts[name].get_args(shlex.split(flags))  # ends with status 2 for a flag that there is not
+        elif name == "report":
+            seen |= {*flags.split()[:1]}
+    assert seen - {"NAME"} == set(report.NAMES), (
+        "every measurement of report.py is in REPORT.md, and the other way round"
+    )
+    pictures = {path.name: path.stat().st_size for path in (HERE / "assets").iterdir()}
+    assert {*re.findall(r"assets/([\w.-]+)", text)} == set(pictures) and sum(pictures.values()) < 3e6
+
+
+def test_report_refuses_a_strange_variant(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", "ablation", "temperature=0.1"])
+    assert "no variant temperature=0.1; there are all, " in error_line(capsys, report.main)
 
 
 # ---------------------------------------------------------------------------------------------------- common plumbing
