@@ -524,7 +524,7 @@ TABLES = {
 
 
 SLOW = re.compile(
-    "conv|dcgan|SimCLR training|Two ranks|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|Fréchet"
+    "conv|dcgan|SimCLR training|Two ranks|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|Fréchet|generation"
 ).search  # what --quick leaves out
 
 
@@ -555,7 +555,7 @@ def main() -> None:
         print(json.dumps(figures | {"peak MB": peak}))
         return
     if args.quick:
-        args.steps, args.rounds = min(args.steps, 200), 1
+        args.steps, args.rounds = min(args.steps, 150), 1
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}")
     for table, rows in TABLES.items():
