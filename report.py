@@ -9,8 +9,8 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -69,21 +69,23 @@ def weights(script, path: str) -> nn.Module:
     return script.build(torch.load(path, weights_only=True)).eval()
 
 
-class Judge:
-    """FD-LeNet and what the classifier sees, against MNIST's test digits."""
+@cache
+def mnist(size: int) -> images.ImageData:
+    return images.load_images("mnist", "", "data", size)
 
-    def __init__(self) -> None:
-        self.data = images.load_images("mnist", "", "data", 28)
-        self.net = fid.lenet(self.data, "data", CPU)
-        self.real = self.statistics(self.data.test)
 
-    def statistics(self, pictures: Tensor | Iterable) -> fid.Statistics:
-        return fid.statistics(fid.features(pictures, self.net), keep=True)
+@cache
+def lenet() -> fid.LeNet:
+    return fid.lenet(mnist(28), "data", CPU)
 
-    def __call__(self, pictures: Tensor | Iterable) -> dict:
-        s = self.statistics(pictures)
-        distance = fid.distance(self.real.mu, self.real.factor, s.mu, s.factor)
-        return {"fd": distance, "kid": fid.kid(self.real.features, s.features), **fid.classes(s.features, self.net)}
+
+def judge() -> Callable[[Tensor], dict]:
+    """FD-LeNet to MNIST's test digits, and what the classifier sees, of uint8 images: fid.judge of pictures at hand."""
+    measure = fid.judge(lenet(), mnist(28).test)
+    return lambda pictures: measure(lambda *_: pictures)
+
+
+grey = lambda x: 100 * ((x > 0.1) & (x < 0.9)).float().mean().item()  # % of pixels
 
 
 # ------------------------------------------------------------------------------------------------------------- char-RNN
@@ -126,13 +128,13 @@ def shuffled() -> None:
     }
     rows, lengths, ids = [], (4, 16, 32, 64, 256), char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test
     for i, (name, way) in enumerate(ways.items()):
-        char_rnn.stream_batch, out = way, f"runs/shuffled{i}"
+        char_rnn.stream_batch, out = way, f"shuffled{i}"
         flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "6000"]
-        char_rnn.main([*flags, "--eval-every", "6000", "--out", out])
-        nats = nats_given(weights(char_rnn, f"{out}/char_rnn.pth"), ids, lengths)
+        char_rnn.main([*flags, "--eval-every", "6000", "--out", f"runs/{out}"])
+        nats = nats_given(weights(char_rnn, f"runs/{out}/char_rnn.pth"), ids, lengths)
         gain = nats[16] - nats[256]
         gained = f"{gain.mean():.3f} ± {gain.std() / len(gain) ** 0.5:.3f}"
-        rows.append((name, results(out[5:])["nats"], *(v.mean().item() for v in nats.values()), gained))
+        rows.append((name, results(out)["nats"], *(v.mean().item() for v in nats.values()), gained))
     head = ("training", "the whole text", *(f"given {k}" for k in lengths), "256 instead of 16 gain")
     table(head, *rows)
 
@@ -166,8 +168,8 @@ def temperature() -> None:
 @torch.no_grad()
 def codes(run: str) -> tuple[vae.VAE, Tensor, Tensor, Tensor]:
     """A run's model; μ and log σ² of 2,000 test digits, and these digits' labels."""
-    model, data = weights(vae, f"runs/{run}/vae.pth"), images.load_images("mnist", "", "data", 32)
-    return model, *model.posterior(vae.scale(model, data.test[:2000])), data.test_labels[:2000]
+    model = weights(vae, f"runs/{run}/vae.pth")
+    return model, *model.posterior(vae.scale(model, mnist(32).test[:2000])), mnist(32).test_labels[:2000]
 
 
 active = lambda mu: int((mu.var(0) > 0.01).sum())  # latents that say something: Burda et al. 2015, section 5.2
@@ -183,13 +185,12 @@ def beta() -> None:
     """Runs runs/beta0, 0.1, 1, 4, 10: the two terms, latent space, samples."""
     from sklearn.manifold import TSNE
 
-    rows, test = [], images.load_images("mnist", "", "data", 32).test
+    rows = []
     figure, panels = axes(3, 5, (15, 9))
     for ax, b in zip(panels.T, ("0", "0.1", "1", "4", "10"), strict=True):
         (model, mu, log_sigma2, labels), r = codes(f"beta{b}"), results(f"beta{b}")
         sigma, spread = log_sigma2.exp().sqrt().mean().item(), mu.std(0).mean().item()
-        some = test[: r["log_px_images"]]
-        gap = r["log_px"] + vae.evaluate(model, some, 1.0)["loss"]
+        gap = r["log_px"] + vae.evaluate(model, mnist(32).test[: r["log_px_images"]], 1.0)["loss"]
         keys = ("rec", "kl", "elbo", "fd_lenet")
         values = (*(r[k] for k in keys), 100 * r["confident"], active(mu), sigma, spread, gap)
         rows.append((f"β = {b}", *values))
@@ -230,7 +231,7 @@ def latents() -> None:
 
 def gradients() -> None:
     """D's and G's gradients with samples cut off from G, and not."""
-    x = 2 * images.load_images("mnist", "", "data", 28).train[:128].flatten(1).float() / 255 - 1
+    x = 2 * mnist(28).train[:128].flatten(1).float() / 255 - 1
     flat = lambda net: None if net[0].weight.grad is None else torch.cat([p.grad.flatten() for p in net.parameters()])
     rows, of_D = [], {}
     for name, cut in (("cut", Tensor.detach), ("kept", lambda x: x)):
@@ -281,22 +282,21 @@ def games() -> None:
         ax[3].axis("off")
     save(figure, "report-games")
 
+    shown = [("train", key) for key in ("d_loss", "g_loss", "d_x")]
+    shown += [(split, "d_g_z") for split in ("before G's step", "after G's step")]
+    curves = [np.array(column("gan-default", *which)) for which in shown]  # each (2, N)
     steps, fd = column("gan-default", "samples", "fd_lenet")
     _, entropy = column("gan-default", "samples", "class_entropy")
-    curve = {key: dict(zip(*column("gan-default", "train", key), strict=True)) for key in ("d_loss", "g_loss", "d_x")}
-    d_g_z = dict(zip(*column("gan-default", "before G's step", "d_g_z"), strict=True))
-    after = dict(zip(*column("gan-default", "after G's step", "d_g_z"), strict=True))
-    keys = [curve["d_loss"], curve["g_loss"], curve["d_x"], d_g_z, after]
     head = ("step", "D's loss", "G's loss", "D(x)", "D(G(z)) before", "after G's step", "FD-LeNet", "class entropy")
-    mean = lambda values, step: float(np.mean([v for s, v in values.items() if step - 469 < s <= step]))
-    table(head, *((s, *(mean(k, s) for k in keys), a, b) for s, a, b in zip(steps, fd, entropy, strict=True)))
+    mean = lambda curve, step: float(curve[1, (step - 469 < curve[0]) & (curve[0] <= step)].mean())
+    table(head, *((s, *(mean(c, s) for c in curves), a, b) for s, a, b in zip(steps, fd, entropy, strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------------------- VAE and GAN
 
 
 def generators() -> dict[str, tuple]:
-    """(script, model, of its latent dimensions) by name."""
+    """(script, model) by name."""
     found = {
         "VAE, 10 latents": (vae, "weights/vae.pth"),
         "VAE, 100 latents": (vae, "runs/z100/vae.pth"),
@@ -307,7 +307,7 @@ def generators() -> dict[str, tuple]:
 
 def sharpness() -> None:
     """Spectrum, gradient, grey pixels of digits, of what the VAEs reconstruct and draw, of what the GAN draws."""
-    test, judge = images.load_images("mnist", "", "data", 32).test, Judge()
+    test, judged = mnist(32).test, judge()
     sets = {"test digits": test}
     for name, (script, model) in generators().items():
         if script is vae:
@@ -319,16 +319,14 @@ def sharpness() -> None:
     f = torch.fft.fftfreq(32) * 32
     ring = (f[:, None] ** 2 + f**2).sqrt().round().long().flatten()
     rows = []
-    for name, x in sets.items():
-        x = x[:, 0].float() / 255
+    for name, pictures in sets.items():
+        x = pictures[:, 0].float() / 255
         power = torch.fft.fft2(x - x.mean(0)).abs().square().mean(0).flatten()
         spectrum = torch.zeros(24).index_add_(0, ring, power) / ring.bincount(minlength=24)
         panels[0, 0].semilogy(range(1, 17), spectrum[1:17] / spectrum[1:17].sum(), label=name)
         slope = (x[:, 1:, :-1] - x[:, :-1, :-1]).square() + (x[:, :-1, 1:] - x[:, :-1, :-1]).square()
-        grey = ((x > 0.1) & (x < 0.9)).float().mean().item()
-        seen = judge(sets[name])
-        high = (spectrum[9:17].sum() / spectrum[1:17].sum()).item()
-        rows.append((name, slope.sqrt().mean().item(), 100 * grey, 100 * high, seen["fd"], 100 * seen["confident"]))
+        seen, high = judged(pictures), 100 * (spectrum[9:17].sum() / spectrum[1:17].sum()).item()
+        rows.append((name, slope.sqrt().mean().item(), grey(x), high, seen["fd_lenet"], 100 * seen["confident"]))
     panels[0, 0].set(xlabel="cycles per image", ylabel="share of power")
     panels[0, 0].legend(fontsize="small")
     table(("", "mean slope", "% grey", "% of power above 8 cycles", "FD-LeNet", "% sure of"), *rows)
@@ -338,7 +336,7 @@ def sharpness() -> None:
 @torch.no_grad()
 def interpolation() -> None:
     """From one digit to another of another class, and beyond: what the classifier and the distance say on the way."""
-    data, judge = images.load_images("mnist", "", "data", 32), Judge()
+    data, judged = mnist(32), judge()
     first = torch.arange(4000)
     first = first[data.test_labels[:4000] != data.test_labels[4000:8000]][:2000]
     rows = []
@@ -352,9 +350,8 @@ def interpolation() -> None:
             )  # (9, N, Z)
             for i in (0, 2, 3, 4, 5, 6, 8):
                 x = script.visible(model, model.decode(path[i])) if script is vae else dcgan.show(model, path[i])
-                seen = judge(common.to_uint8(x))
-                grey = ((x > 0.1) & (x < 0.9)).float().mean().item()
-                rows.append((f"{name}, {kind}", (i - 2) / 4, seen["fd"], 100 * seen["confident"], 100 * grey))
+                seen = judged(common.to_uint8(x))
+                rows.append((f"{name}, {kind}", (i - 2) / 4, seen["fd_lenet"], 100 * seen["confident"], grey(x)))
     table(("", "t", "FD-LeNet of 2,000", "% sure of", "% grey"), *rows)
 
 
@@ -434,8 +431,9 @@ def distance() -> None:
     """What the Fréchet distance sees in damaged digits, what it misses, and what the number of samples does to it."""
     from torchvision.transforms.functional import gaussian_blur
 
-    judge = Judge()
-    train, test, labels = judge.data.train, judge.data.test, judge.data.train_labels
+    train, test, labels, judged = mnist(28).train, mnist(28).test, mnist(28).train_labels, judge()
+    features = lambda x: torch.cat(list(fid.features(x, lenet())))
+    real = features(test)
     torch.manual_seed(0)
     noise = torch.randn(test.shape)
     noisy = lambda sigma: common.to_uint8((test / 255 + sigma * noise).clamp(0, 1))
@@ -450,17 +448,19 @@ def distance() -> None:
     sets |= {"training digits without 7": train[labels != 7][:10000], "training digits, only 7": train[labels == 7]}
     rows = []
     for name, x in sets.items():
-        seen = judge(x)
-        rows.append((name, seen["fd"], seen["kid"], seen["class_entropy"], 100 * seen["confident"]))
+        seen = judged(x)
+        kid = fid.kid(real, features(x))
+        rows.append((name, seen["fd_lenet"], kid, seen["class_entropy"], 100 * seen["confident"]))
     table(("against MNIST's 10,000 test digits", "FD-LeNet", "KID", "class entropy", "% sure of"), *rows)
     print()
-    rows, drawn = [], {"DCGAN": torch.cat(list(dcgan.draw(weights(dcgan, "weights/dcgan.pth"), 20000, 0)))}
+    rows, drawn = [], torch.cat(list(dcgan.draw(weights(dcgan, "weights/dcgan.pth"), 20000, 0)))
     for n in (100, 300, 1000, 3000, 10000):
         row = [f"{n:,}"]
-        for x in (train, drawn["DCGAN"]):
-            seen = [judge(part) for part in x.split(n)[:3] if len(part) == n]
-            row += [float(np.mean([s[key] for s in seen])) for key in ("fd", "kid")]
-        rows.append(tuple(row))
+        for x in (train, drawn):
+            parts = [part for part in x.split(n)[:3] if len(part) == n]
+            row += [float(np.mean([judged(part)["fd_lenet"] for part in parts]))]
+            row += [float(np.mean([fid.kid(real, features(part)) for part in parts]))]
+        rows.append(row)
     table(("samples", "training digits: FD-LeNet", "KID", "DCGAN: FD-LeNet", "KID"), *rows)
 
 
