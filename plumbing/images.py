@@ -14,6 +14,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -25,8 +27,9 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 
-import ranks
-from common import download, fail, permutation, progress
+from common import fail, permutation
+from plumbing import ranks
+from plumbing.files import download, progress
 
 
 class ImageData(NamedTuple):
@@ -315,3 +318,70 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     return image.convert(mode)
+
+
+def labelled(source: str, data_dir: str, size: int) -> Iterator[tuple[torch.Tensor, list, list[str]]]:
+    """(uint8 images (n, C, size, size), their labels, their names) of every image of `source`, batch after batch.
+
+    Of a data set labels are numbers, names such as test/17; of a folder its sub-folders and files. Raises DataError.
+    """
+    if source in ("mnist", "cifar10", "digits"):
+        data = load_images(source, "", data_dir, size)
+        for split, x, y in (("train", data.train, data.train_labels), ("test", data.test, data.test_labels)):
+            yield x, y.tolist(), [f"{split}/{i}" for i in range(len(x))]
+        return
+    folder = image_folder(source, Path(data_dir))
+    files, broken = sorted(image_files(folder)), []
+    depth = 1 if all((folder / split).is_dir() for split in ("train", "test")) else 0  # of the classes' folders
+    with ThreadPool() as pool:
+        for some in (files[i : i + 250] for i in range(0, len(files), 250)):
+            decoded = dict(zip(some, pool.map(lambda file: decode(folder / file, "RGB", size), some), strict=True))
+            good = [file for file in some if decoded[file] is not None]
+            broken += [file for file in some if decoded[file] is None]
+            labels = [_class(os.sep.join(Path(file).parts[depth:])) for file in good]
+            if good:
+                x = torch.from_numpy(np.stack([decoded[file] for file in good])).permute(0, 3, 1, 2)
+                yield x, labels, good
+    name_broken(broken, len(files), folder)
+    if len(broken) == len(files):
+        raise DataError(f"none of the {len(files)} image files in {folder} can be read")
+
+
+def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[torch.Tensor | list[torch.Tensor]]:
+    """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
+
+    As pytorch-fid reads them: whole, and not turned by EXIF.
+    """
+    names, broken = image_files(folder), []
+    chunks = [names[i : i + batch_size] for i in range(0, len(names), batch_size)]
+    with ThreadPool() as pool:
+        begin = partial(pool.map_async, lambda name: read_pixels(folder / name, mode))
+        following = begin(chunks[0])
+        for chunk, next_chunk in zip(chunks, [*chunks[1:], []], strict=True):
+            pixels = following.get()
+            following = begin(next_chunk)
+            good = [x for x in pixels if x is not None]
+            broken += [name for name, x in zip(chunk, pixels, strict=True) if x is None]
+            if good:
+                one_size = len({x.shape for x in good}) == 1
+                yield torch.stack(good) if one_size else good
+    name_broken(broken, len(names), folder)
+
+
+def read_pixels(path: Path, mode: str) -> torch.Tensor | None:
+    """(C, H, W), or None if the file is broken."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(convert(image, mode))
+            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    except Exception:  # damaged files raise anything
+        return None
+
+
+def small_side(path: Path) -> int | None:
+    """Side of an image, when it is one of the small squares that generators make."""
+    try:
+        with Image.open(path) as image:
+            return image.width if image.width == image.height <= 64 else None
+    except Exception:  # broken: named when all are read
+        return None

@@ -1,8 +1,8 @@
 """Several processes under torchrun, on one machine or many: NCCL between GPUs, gloo between CPUs.
 
-Every rank runs the whole script. It takes its slice of the global batch, and of noise that is drawn for the global
-batch, so that the number of ranks changes a run by rounding only; DistributedDataParallel averages the gradients. Rank
-0 alone writes and speaks. In one process, started with python, every function here hands back what it is given.
+Every rank runs the whole script. It takes its slice of the global batch and draws its own noise;
+DistributedDataParallel averages the gradients, BatchNorm sees the global batch. Rank 0 alone writes and speaks. In one
+process, started with python, every function here hands back what it is given.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -87,7 +87,10 @@ def one_per_machine() -> Iterator[None]:
 
     Each finds what those before it have downloaded, decoded or trained.
     """
-    turn = 0 if rank() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    if rank() == 0:
+        turn = 0
+    else:
+        turn = 1 if os.environ["LOCAL_RANK"] == "0" else 2
     for _ in range(turn):
         objects(None)
     try:
@@ -113,41 +116,33 @@ def objects(value: Any) -> list:
     return values
 
 
-class Latest:
+class Largest:
     """The largest number that any rank has told, a step late, so that nobody waits for it: all know it at one step."""
 
     def __init__(self) -> None:
-        self.number, self.work = torch.tensor(0), None
-
-    def settle(self) -> int:
-        if self.work:
-            self.work.wait()
-        self.work = None
-        return int(self.number)
+        self.number = torch.tensor(0)
+        self.reduction = None  # that is under way
 
     def tell(self, number: int) -> int:
+        """Begin to share this rank's number; hand back the largest of those that were told a step ago."""
         if size() == 1:
             return number
-        known = self.settle()
+        known = self.wait()
         self.number = torch.tensor(number)
-        self.work = dist.all_reduce(self.number, dist.ReduceOp.MAX, async_op=True)
+        self.reduction = dist.all_reduce(self.number, dist.ReduceOp.MAX, async_op=True)
         return known
 
-
-def mine(x: Tensor, dim: int = 0) -> Tensor:
-    """This rank's slice of the global batch."""
-    return x.chunk(size(), dim)[rank()] if size() > 1 else x
-
-
-def rand(n: int, *shape: int, device: torch.device | None = None) -> Tensor:
-    """torch.rand(n, *shape) for this rank's n samples of the global batch."""
-    return mine(torch.rand(n * size(), *shape, device=device))
+    def wait(self) -> int:
+        """The largest of the numbers told last."""
+        if self.reduction:
+            self.reduction.wait()
+        self.reduction = None
+        return int(self.number)
 
 
-def like(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """draw(x), such as torch.randn_like(x), for this rank's samples x (B, ...) of the global batch."""
-    shape = (len(x) * size(), *x.shape[1:])
-    return mine(draw(torch.empty_strided(shape, x.stride(), dtype=x.dtype, device=x.device))) if size() > 1 else draw(x)
+def share(x: Tensor) -> Tensor:
+    """This rank's slice, along the first dimension, of what belongs to the global batch."""
+    return x.chunk(size())[rank()] if size() > 1 else x
 
 
 class _Total(torch.autograd.Function):
@@ -183,8 +178,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        dims, shape = [d for d in range(x.ndim) if d != 1], [-1 if d == 1 else 1 for d in range(x.ndim)]
-        n, h = size() * x.numel() // x.shape[1], x.float()
+        dims = [0, *range(2, x.ndim)]
+        shape = (-1, *[1] * (x.ndim - 2))  # against (B, C, ...)
+        n = size() * x.numel() // x.shape[1]
+        h = x.float()
         mean = total(h.sum(dims)) / n  # (C,)
         h = h - mean.view(shape)
         var = total((h**2).sum(dims)) / n
@@ -210,9 +207,8 @@ def distributed(model: nn.Module) -> nn.Module:
         for m in twin.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.__class__ = SyncBatchNorm
-    warnings.filterwarnings(
-        "ignore", "`broadcast_buffers` is deprecated", FutureWarning
-    )  # older versions have no other
+    # Older versions of torch have no other name for it.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     return DistributedDataParallel(twin, broadcast_buffers=False)
 
 

@@ -14,129 +14,24 @@ import io
 import json
 import math
 import os
-import pickle
 import signal
-import socket
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
-import ranks
-from common import FREE, fail, progress
+import common
+from common import fail
+from plumbing import files, plots, ranks
 
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None) -> None:
-    """Write under a temporary name, flush to disk, check, rename: the old file or the new is there, never a half."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if check:
-            check(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)  # a full disk needs the room
-        raise
-
-
-def intact(path: Path) -> None:
-    """Hold a .pth against the checksums inside: torch.load does not, and takes a flipped bit for a weight."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise OSError(f"it is damaged, {damaged} in it is not what was written")
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save, whole and read back, or not at all. Raises OSError."""
-    try:
-        write_whole(path, lambda file: torch.save(state, file), intact)
-    except RuntimeError as error:  # what a full disk raises somewhere inside torch.save
-        raise OSError(f"{path} cannot be written: {error}") from None
-
-
-def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict[str, Any]:
-    """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs."""
-    try:
-        if zipfile.is_zipfile(path):
-            intact(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded{hint}")
-    except OSError as error:
-        fail(f"{path} cannot be read: {error.strerror or error}{hint}")
-    except Exception as error:  # a foreign or damaged file can raise anything
-        fail(f"{path} cannot be read as a checkpoint: {str(error)[:200] or error!r}{hint}")
-    script = state.get("script") if isinstance(state, dict) else type(state)
-    if script not in scripts:
-        fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}{hint}")
-    if key not in state:
-        fail(f"{path} is another kind of file of {script}.py: it holds no {key}{hint}")
-    return state
-
-
-def lock(folder: Path) -> Any:
-    """Hold folder/lock as long as what is returned lives: the file says who does. A process that died holds nothing."""
-    if not find_spec("fcntl"):  # Windows
-        return None
-    import fcntl
-
-    file, me = open(folder / "lock", "a+"), f"process {os.getpid()} on {socket.gethostname()}"
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        if isinstance(error, BlockingIOError) and (holder := file.read()) != me:
-            fail(f"{folder} is in use by {holder}: let it end, stop it, or name another folder with --out")
-        return None  # this process's own, or a file system without locks
-    file.truncate(0)
-    file.write(me)
-    file.flush()
-    return file
-
-
-def find_weights(script: str, name: str, args: argparse.Namespace, write: bool = True) -> tuple[dict[str, Any], Path]:
-    """The weights file `name` that the flags mean, and the folder for what is made of them.
-
-    From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
-    numbers do not contradict the flags given. The folder is made if it is to be written to. One rank does all this.
-    """
-    ranks.leave()
-    shipped = Path(__file__).parent / f"weights/{script}.pth"
-    paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
-    paths += [shipped] if shipped.exists() else []
-    named, given = Path(args.weights or args.out or ""), dict(args.given)
-    if args.weights or args.out:
-        paths = [named if named.is_file() else named / name]
-        given.pop("data", None)  # a data set may have moved since
-    for path in paths:
-        state = load(path, (script,), "trained_on")
-        differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
-        if not differ:
-            print(
-                f"weights: {path}{' (shipped)' * (path == shipped)}, made from {state['trained_on']}", file=sys.stderr
-            )
-            folder = Path("runs", f"{script}-shipped") if path == shipped else path.parent
-            try:
-                if write:
-                    folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                fail(f"{folder} cannot be made: {error.strerror}")
-            if write and not os.access(folder, os.W_OK):
-                fail(f"{folder} cannot be written to")
-            return state, folder
-    best = f" fit these flags: {path} has {', '.join(differ)}" if paths else f" in runs/{script}-*"
-    fail(f"no trained weights{best}; train first, or name some with --weights")
+EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    files.write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 class State(dict):
@@ -162,6 +57,30 @@ class State(dict):
         if self["steps"] != steps:
             print(f"the cosine was drawn for {self['steps']} steps and goes on as one for {steps}")
         self["steps"] = steps
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """Of the generator that a step's noise comes from. A single process is rank 0: SeedSequence pads with zeros."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
+class Signals:
+    """Within `with`, Ctrl-C and SIGTERM are remembered until the step in which they came has ended."""
+
+    caught = 0
+
+    def __enter__(self) -> "Signals":
+        self.handlers = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _catch(self, number: int, _) -> None:
+        self.caught = number
+        # A second Ctrl-C does not wait for the step to end. Under torchrun a rank can get the same signal twice.
+        signal.signal(number, signal.SIG_DFL if ranks.size() == 1 else signal.SIG_IGN)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
 
 class Run:
@@ -178,56 +97,94 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, name: str, data: object, objects: dict, weights: dict) -> None:
         self.args, self.objects, self.weights = args, objects, weights
-        self.script, self.folder = name.split("-")[0], Path(args.out or f"runs/{name}")
-        self.flags = {k: v for k, v in vars(args).items() if k not in FREE} | {"data": str(data)}
-        self.step, self.seconds, self.rows, self.sums, self.saved = 0, 0.0, [], {}, None
-        sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in objects.items() if hasattr(m, "parameters")}
-        config = {"command": sys.argv, "flags": vars(args), "data": f"{data}{data.note}", "parameters": sizes}
-        config |= {"python": sys.version, "versions": {m.__name__: m.__version__ for m in (torch, torchvision, np)}}
-        config |= {"ranks": ranks.size()}
+        self.script = name.split("-")[0]
+        self.folder = Path(args.out or f"runs/{name}")
+        self.flags = self._resolved_flags(str(data))
+        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
+        self.saved = None  # the step of the last checkpoint
+        self.ending = False
+        self.bar = self.events = None
+        parameters = {}
+        for key, thing in objects.items():
+            if isinstance(thing, nn.Module):
+                parameters[key] = sum(p.numel() for p in thing.parameters())
         if args.batch_size % ranks.size():
             fail(f"--batch-size {args.batch_size}, of all ranks together, cannot be divided by {ranks.size()} ranks")
-        own = {k: v for k, v in vars(args).items() if k not in ("out", "data_dir", "data", "device", "given")}
-        own |= {"data": str(data)}  # the rest decides what ranks do together
-        for r, flags in enumerate(ranks.objects(own)):
-            if differ := [f"{k} {flags[k]} there, {v} here" for k, v in own.items() if flags[k] != v]:
-                fail(f"rank {r} was started otherwise than rank {ranks.rank()}: {'; '.join(differ)}")
+        self._compare_ranks()
         try:
             last, self.evaluated = ranks.from_first(None if ranks.rank() else self._open())
             if last:
                 self._continue(last)
             if not ranks.rank():
-                write_json(self.folder / "config.json", config)
+                write_json(self.folder / "config.json", self._config(f"{data}{data.note}", parameters))
+        except files.InUse as error:
+            fail(f"{error}: let it end, stop it, or name another folder with --out")
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
-        print(f"data: {data}{data.note}\nparameters: {sizes}")
+        print(f"data: {data}{data.note}\nparameters: {parameters}")
         print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
         if args.device == "cuda" and not args.deterministic:
-            print(
-                "on a GPU gradients of convolutions, embeddings and indexing are added in any order, so runs differ by"
-            )
-            print("rounding; --deterministic takes slower kernels, with which they do not")
-        if missing := [m for m in ("tqdm", "tensorboard", "matplotlib", "sklearn") if not find_spec(m)]:
+            print("on a GPU gradients are added in any order, so that runs differ by rounding; --deterministic takes")
+            print("slower kernels, with which they do not")
+        missing = [name for name in EXTRAS if not find_spec(name)]
+        if missing:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
+
+    def _resolved_flags(self, data: str) -> dict[str, Any]:
+        """The flags that decide what is learned, with what the script made of those that were left open."""
+        resolved = vars(self.args).copy()
+        for _, numbers in self.weights.values():
+            resolved |= numbers
+        return {name: resolved[name] for name in self.args.science} | {"data": data}
+
+    def _config(self, data: str, parameters: dict[str, int]) -> dict[str, Any]:
+        versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
+        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in ("given", "science")}
+        return {
+            "command": sys.argv,
+            "flags": self.flags | free | {"data": self.args.data},
+            "data": data,
+            "parameters": parameters,
+            "python": sys.version,
+            "versions": versions,
+            "ranks": ranks.size(),
+        }
+
+    def _compare_ranks(self) -> None:
+        """Ranks do together what these flags decide, so they have to be the same everywhere."""
+        ours = {k: v for k, v in vars(self.args).items() if k not in ("out", "data_dir", "data", "device", "given")}
+        ours |= {"data": self.flags["data"]}
+        for rank, theirs in enumerate(ranks.objects(ours)):
+            differ = [f"{k} {theirs[k]} there, {v} here" for k, v in ours.items() if theirs[k] != v]
+            if differ:
+                fail(f"rank {rank} was started otherwise than rank {ranks.rank()}: {'; '.join(differ)}")
 
     def _open(self) -> tuple[dict[str, Any] | None, bool]:
         """Make the folder, for --fresh a new one; (last.pth if there is one, whether a finished run was evaluated)."""
-        if self.args.fresh and self.folder.exists() and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-            self.lock = lock(self.folder)
-            names = (f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}{'-' * k}" for k in range(99))
-            aside = next(path for path in map(self.folder.with_name, names) if not path.exists())
-            print(f"--fresh: the old run is now {self.folder.rename(aside)}")
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        if self.args.fresh and self.folder.exists() and not restarted:
+            self.lock = files.lock(self.folder)
+            print(f"--fresh: the old run is now {self._move_aside()}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = lock(self.folder)
+        self.lock = files.lock(self.folder)
         if (self.folder / "last.pth").exists():
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
-            last = load(self.folder / "last.pth", (self.script,), "flags", hint)
+            last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
             return last, read_json(self.folder / "results.json").get("step") == last["step"]
         there = read_json(self.folder / "config.json").get("flags", {})  # of a run that was killed before it saved?
         foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
-        if foreign and (found := sorted(self.folder.glob("*.pth"))):
-            fail(f"{found[0]} is of another run and could be lost here: name another --out, or use --fresh")
+        weights = sorted(self.folder.glob("*.pth"))
+        if foreign and weights:
+            fail(f"{weights[0]} is of another run and could be lost here: name another --out, or use --fresh")
         return None, False
+
+    def _move_aside(self) -> Path:
+        """Rename the folder, by the clock, to a name that nothing has."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        aside = self.folder.with_name(f"{self.folder.name}.{stamp}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-")
+        return self.folder.rename(aside)
 
     def _continue(self, last: dict[str, Any]) -> None:
         there = last["flags"]
@@ -239,7 +196,8 @@ class Run:
                 thing.load_state_dict(last[key])
         except (KeyError, RuntimeError, ValueError) as error:
             fail(f"{self.folder}/last.pth does not fit this version of the model: {error}; use --fresh")
-        vars(self).update({key: last[key] for key in self.KEPT})
+        for key in self.KEPT:
+            setattr(self, key, last[key])
         self.saved = self.step
 
     def save_weights(self, name: str, model: Any, numbers: dict[str, Any]) -> None:
@@ -247,13 +205,13 @@ class Run:
         if ranks.rank():
             return
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
-        save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
+        common.save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
 
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
         self.check()
         for name, thing in self.objects.items():
-            values = thing.state_dict().values() if isinstance(thing, torch.nn.Module) else ()
+            values = thing.state_dict().values() if isinstance(thing, nn.Module) else ()
             if not all([value.isfinite().all() for value in values]):
                 self.diverged(f"weights of {name} are not finite")
         self.saved = self.step
@@ -262,9 +220,10 @@ class Run:
         for name, (model, numbers) in self.weights.items():
             self.save_weights(name, model, numbers)
         state = {key: getattr(self, key) for key in self.KEPT}
-        save(state | {key: thing.state_dict() for key, thing in self.objects.items()}, self.folder / "last.pth")
+        states = {key: thing.state_dict() for key, thing in self.objects.items()}
+        common.save(state | states, self.folder / "last.pth")
         if self.rows and find_spec("matplotlib"):
-            self._draw_curves()
+            plots.curves(self.rows, self.folder / "curves.png")
 
     def finished(self) -> bool:
         """Whether training and evaluation are done, said in one line."""
@@ -277,49 +236,50 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps still to do. Saves at --save-every, at the end, and on Ctrl-C or SIGTERM before it stops.
 
-        Step t draws its noise from a generator seeded by (seed, t): what is evaluated in between does not matter, and a
-        continued run needs no random state.
+        A step draws its noise from a generator seeded by (seed, step, rank): what is evaluated in between does not
+        matter, and a continued run needs no random state. When training is done, ranks beyond 0 end here.
         """
-        self.events = None
         if find_spec("tensorboard") and not ranks.rank():
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
-        caught, told = [0], ranks.Latest()
-
-        def stop(number: int, _) -> None:
-            caught.append(number)
-            # A second Ctrl-C does not wait for the step to end. Under torchrun a rank can get the same signal twice.
-            signal.signal(number, signal.SIG_DFL if ranks.size() == 1 else signal.SIG_IGN)
-
-        handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = progress(range(self.step + 1, self.args.steps + 1), self.folder.name, self.args.steps, self.step)
+        steps = range(self.step + 1, self.args.steps + 1)
+        self.bar = files.progress(steps, self.folder.name, self.args.steps, self.step)
+        stop_signal = ranks.Largest()  # caught by any rank
         try:
-            for step in self.bar:
-                began, self.step = time.perf_counter(), step
-                noise = int(np.random.SeedSequence((self.args.seed, step)).generate_state(1)[0])
-                torch.default_generator.manual_seed(
-                    noise
-                )  # torch.manual_seed takes 1 ms where CUDA has not been started
-                if self.args.device in ("cuda", "mps"):
-                    getattr(torch, self.args.device).manual_seed(noise)
-                yield step
-                self.seconds += time.perf_counter() - began
-                stopped = told.tell(caught[-1]) or (step == self.args.steps and told.settle())
-                if stopped or step % self.args.save_every == 0 or step == self.args.steps:
-                    self.save()
-                if stopped:
-                    print(f"stopped at step {step} and saved; the same command continues")
-                    ranks.leave()
-                    raise SystemExit(128 + stopped)
-        except GeneratorExit:  # the script has left its loop
-            told.settle()
-            raise
+            with Signals() as signals:
+                for step in () if self.ending else self.bar:
+                    self.step = step
+                    began = time.perf_counter()
+                    self._seed_noise()
+                    yield step
+                    self.seconds += time.perf_counter() - began
+                    last = self.ending or step == self.args.steps
+                    stopped = stop_signal.tell(signals.caught)
+                    if last and not stopped:
+                        stopped = stop_signal.wait()
+                    if stopped or last or step % self.args.save_every == 0:
+                        self.save()
+                    if stopped:
+                        print(f"stopped at step {step} and saved; the same command continues")
+                        ranks.leave()
+                        raise SystemExit(128 + stopped)
+                    if self.ending:
+                        break
         finally:
-            for s, handler in handlers.items():
-                signal.signal(s, handler)
             if self.events:
                 self.events.close()
+        ranks.leave()
+
+    def _seed_noise(self) -> None:
+        seed = noise_seed(self.args.seed, self.step, ranks.rank())
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 1 ms where CUDA has not been started
+        if self.args.device in ("cuda", "mps"):
+            getattr(torch, self.args.device).manual_seed(seed)
+
+    def end_early(self) -> None:
+        """No step follows this one, which is saved."""
+        self.ending = True
 
     def add(self, split: str, **terms: torch.Tensor | float) -> None:
         """Add one step's values to the averages of the next row; tensors stay on their device until then."""
@@ -329,19 +289,16 @@ class Run:
 
     def check(self) -> dict[str, dict[str, float]]:
         """Averages since the last row. What is not finite ends the run before it is saved over something good."""
+        sums = {split: {name: float(value) for name, value in terms.items()} for split, terms in self.sums.items()}
         if ranks.size() > 1:
-            floats = {split: {name: float(value) for name, value in sums.items()} for split, sums in self.sums.items()}
-            parts = ranks.objects(floats)
-            mean = lambda split, name: sum(part[split][name] for part in parts) / len(parts)
-            self.sums = {split: {name: mean(split, name) for name in sums} for split, sums in floats.items()}
-        means = {
-            split: {name: float(value) / sums["n"] for name, value in sums.items() if name != "n"}
-            for split, sums in self.sums.items()
-        }
-        bad = [f"{split} {k} {v}" for split, terms in means.items() for k, v in terms.items() if not math.isfinite(v)]
+            sums = self.sums = _means(ranks.objects(sums))
+        averages, bad = {}, []
+        for split, terms in sums.items():
+            averages[split] = {name: value / terms["n"] for name, value in terms.items() if name != "n"}
+            bad += [f"{split} {name} {value}" for name, value in averages[split].items() if not math.isfinite(value)]
         if bad:
             self.diverged(", ".join(bad))
-        return means
+        return averages
 
     def diverged(self, what: str) -> NoReturn:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "nothing was saved"
@@ -350,11 +307,12 @@ class Run:
     def log(self) -> None:
         """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
         text = []
-        for split, means in self.check().items():
-            self.rows.append({"step": self.step, "split": split} | means)
-            text.append(f"{split} " + " ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
-            for name, mean in means.items() if self.events else ():
-                self.events.add_scalar(f"{name}/{split}", mean, self.step)
+        for split, averages in self.check().items():
+            self.rows.append({"step": self.step, "split": split} | averages)
+            text.append(f"{split} " + " ".join(f"{name} {value:.4g}" for name, value in averages.items()))
+            if self.events:
+                for name, value in averages.items():
+                    self.events.add_scalar(f"{name}/{split}", value, self.step)
         self.sums = {}
         if ranks.rank():
             return
@@ -362,7 +320,7 @@ class Run:
         writer = csv.DictWriter(table, dict.fromkeys(key for row in self.rows for key in row))
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
+        files.write_whole(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
         rate = self.step / max(self.seconds, 1e-9)
         if getattr(self.bar, "disable", True):
             left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
@@ -370,25 +328,24 @@ class Run:
         else:
             self.bar.set_postfix_str(text[0])  # the bar itself shows speed and time left
 
-    def _draw_curves(self) -> None:
-        """curves.png: a panel per term, a line per split."""
-        from matplotlib.figure import Figure
 
-        terms = dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "split"))
-        figure = Figure((4 * len(terms), 3), layout="constrained")
-        for i, term in enumerate(terms, 1):
-            axes = figure.add_subplot(1, len(terms), i, title=term, xlabel="step")
-            for split in dict.fromkeys(row["split"] for row in self.rows if term in row):
-                points = [(row["step"], row[term]) for row in self.rows if row["split"] == split and term in row]
-                axes.plot(*zip(*points, strict=True), label=split)
-            axes.legend()
-        write_whole(self.folder / "curves.png", partial(figure.savefig, format="png"))
+def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each term over the ranks that have it: what one of them could not measure, the others may have."""
+    found = {}
+    for part in parts:
+        for split, terms in part.items():
+            for name, value in terms.items():
+                found.setdefault(split, {}).setdefault(name, []).append(value)
+    return {split: {k: sum(values) / len(values) for k, values in terms.items()} for split, terms in found.items()}
 
 
 def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
     """Write results.json (over what it held of this step), print it, and say last on which data it was measured."""
     before = read_json(folder / "results.json")
-    results = (before if before.get("step") == step else {}) | {"step": step, **results, "data": data}
+    if before.get("step") != step:
+        before = {}
+    results = before | {"step": step, **results, "data": data}
     write_json(folder / "results.json", results)
-    print(*(f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in results.items()), sep="\n")
+    for key, value in results.items():
+        print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
     print(f"{folder}: trained and measured on {data}")

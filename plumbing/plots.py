@@ -1,0 +1,58 @@
+"""matplotlib and scikit-learn, where they are installed: training curves, points in the plane."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from plumbing import files
+
+
+def tsne(points: np.ndarray) -> np.ndarray:
+    """(N, D) -> (N, 2) for N of at least 5 (van der Maaten & Hinton 2008)."""
+    from sklearn.manifold import TSNE
+
+    init = "pca" if points.shape[1] > 1 else "random"
+    return TSNE(init=init, perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
+
+
+def scatter(axes, points: np.ndarray, labels: Tensor) -> None:
+    """Points (N, 2) coloured by class (N,), with a legend where it is short, on matplotlib's axes."""
+    cmap = "tab10" if labels.max() < 10 else "viridis"
+    dots = axes.scatter(points[:, 0], points[:, 1], c=labels.numpy(), s=5, cmap=cmap)
+    if 0 < labels.max() < 20:
+        axes.legend(*dots.legend_elements(num=None), title="class", fontsize="small")
+
+
+def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: Tensor | None = None) -> None:
+    """Points (N, D) by class (N,): their t-SNE or, beside `manifold` (C, H, W), themselves, D being 2."""
+    from matplotlib.figure import Figure
+
+    if manifold is None:
+        axes = Figure((6.5, 6), layout="constrained").subplots()
+        points, title = tsne(points), f"{title}, t-SNE"
+    else:
+        axes, right = Figure((12, 6), layout="constrained").subplots(1, 2)
+        right.imshow(manifold.cpu().permute(1, 2, 0).numpy())
+        right.set_title("decoded manifold")
+        right.axis("off")
+    scatter(axes, points, labels)
+    axes.set_title(title)
+    axes.figure.savefig(path)
+
+
+def curves(rows: list[dict], path: Path) -> None:
+    """A PNG with a panel per term and a line per split, of rows such as {"step": 1, "split": "train", "loss": 0.5}."""
+    from matplotlib.figure import Figure
+
+    terms = dict.fromkeys(key for row in rows for key in row if key not in ("step", "split"))
+    figure = Figure((4 * len(terms), 3), layout="constrained")
+    for i, term in enumerate(terms, 1):
+        axes = figure.add_subplot(1, len(terms), i, title=term, xlabel="step")
+        shown = [row for row in rows if term in row]
+        for split in dict.fromkeys(row["split"] for row in shown):
+            points = [(row["step"], row[term]) for row in shown if row["split"] == split]
+            axes.plot(*zip(*points, strict=True), label=split)
+        axes.legend()
+    files.write_whole(path, partial(figure.savefig, format="png"))
