@@ -18,39 +18,32 @@ Differs from the paper: no matrix square root. The weights are its own (TensorFl
 
 import argparse
 import copy
-import hashlib
 import importlib
 import json
 import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import inception as tv
 
 import common
-import images
-import ranks
-import run_folder
+from plumbing import files, hardware, images, inception, lenet, ranks
 
-NAME, SHA256 = "pt_inception-2015-12-05-6726825d.pth", "6726825d"  # of the file; the hash's first digits
-URLS = [
-    f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}",
-    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME.replace('pt_', 'weights-')}",  # the same
-]
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
 WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
-say = lambda text: print(text, file=sys.stderr, flush=True)  # standard output is for the result
+
+
+def say(text: str) -> None:
+    """Standard output is for the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,14 +56,12 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", help="Inception weights (default: torch hub's cache, else the download)")
     add("--n", type=common.number(int, 2), default=SAMPLES, help="samples that are drawn from a run's generator")
     add("--seed", type=common.number(int, 0), default=0, help="seed of these samples")
-    add(
-        "--kid", action="store_true", help="also the kernel distance (KID), unbiased for few images; keeps all features"
-    )
+    kid_help = "also the kernel distance (KID), unbiased for few images; keeps all features"
+    add("--kid", action="store_true", help=kid_help)
     add("--save-stats", metavar="FILE.npz", help="write mu and sigma of REAL")
     add("--json", action="store_true", help="print the result as JSON")
     add("--batch-size", type=common.number(int, 1), default=50, help="images at a time")
-    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="where to compute")
-    add("--bf16", action="store_true", help="bfloat16 features: twice as fast, not comparable with others' figures")
+    add("--device", type=common.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
     args = p.parse_args(argv)
     if "" in (args.real, args.generated):
@@ -80,199 +71,13 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class InceptionA(tv.InceptionA):
-    """torchvision's, with an average pool that does not count the padding."""
-
-    def _forward(self, x: Tensor) -> list[Tensor]:
-        branch1x1 = self.branch1x1(x)
-        branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
-        branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        branch_pool = self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
-        return [branch1x1, branch5x5, branch3x3dbl, branch_pool]
-
-
-class InceptionC(tv.InceptionC):
-    """The same difference."""
-
-    def _forward(self, x: Tensor) -> list[Tensor]:
-        branch1x1 = self.branch1x1(x)
-        branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        branch7x7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(branch7x7dbl))
-        branch_pool = self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
-        return [branch1x1, branch7x7, branch7x7dbl, branch_pool]
-
-
-class InceptionE(tv.InceptionE):
-    """The same difference; the network's last block has a max pool instead."""
-
-    def __init__(self, in_channels: int, max_pool: bool = False) -> None:
-        super().__init__(in_channels)
-        self.max_pool = max_pool
-
-    def _forward(self, x: Tensor) -> list[Tensor]:
-        branch1x1 = self.branch1x1(x)
-        h = self.branch3x3_1(x)
-        branch3x3 = torch.cat([self.branch3x3_2a(h), self.branch3x3_2b(h)], 1)
-        h = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branch3x3dbl = torch.cat([self.branch3x3dbl_3a(h), self.branch3x3dbl_3b(h)], 1)
-        pooled = F.max_pool2d(x, 3, 1, 1) if self.max_pool else F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        return [branch1x1, branch3x3, branch3x3dbl, self.branch_pool(pooled)]
-
-
-class Inception(tv.Inception3):
-    """Inception-v3 as FID defines it: floats in [0, 1], (N, 3, H, W) of any size -> (N, 2048), the pool3 features."""
-
-    metric, features = "FID", "Inception-v3 pool3, 2048"
-    resized = "bilinear to 299, align_corners=False, no antialiasing"
-    mode, sha256 = "RGB", ""
-
-    def __init__(self) -> None:
-        super().__init__(num_classes=1008, aux_logits=False, init_weights=False)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = InceptionA(192, 32), InceptionA(256, 64), InceptionA(288, 64)
-        self.Mixed_6b, self.Mixed_6c = InceptionC(768, 128), InceptionC(768, 160)
-        self.Mixed_6d, self.Mixed_6e = InceptionC(768, 160), InceptionC(768, 192)
-        self.Mixed_7b, self.Mixed_7c = InceptionE(1280), InceptionE(2048, max_pool=True)
-
-    def resize(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = 2 * self.resize(x) - 1  # (N, 3, 299, 299) in [-1, 1]
-        x = x.to(self.Conv2d_1a_3x3.conv.weight.dtype)
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (N, 64, 147, 147)
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x)))  # (N, 192, 71, 71)
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self.maxpool2(x))))  # (N, 288, 35, 35)
-        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (N, 768, 17, 17)
-        x = self.Mixed_6e(self.Mixed_6d(x))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
-        return x.float().mean((2, 3))
-
-
-@ranks.one_per_machine()
-def inception(weights: str | Path | None = None, download: bool = True) -> Inception:
-    """The network in eval mode, its parameters named as in pytorch-fid's file, the file's hash in `sha256`.
-
-    Args:
-        weights: a state dict of that layout, used whatever its hash. None: torch hub's cache, else the download, whose
-            hash must be right.
-    Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
-    """
-    path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
-    if not weights and download and not path.exists():
-        _download(path)
-    net = Inception()
-    net.sha256 = _sha256(path)
-    if not net.sha256.startswith(SHA256):
-        if not weights:
-            raise ValueError(f"{path} is damaged: its sha256 begins {net.sha256[:8]}, not {SHA256}; delete it")
-        say(f"WARNING: {path} ({net.sha256[:8]}) is not {NAME}: no published FID compares")
-    try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a foreign file can raise anything
-        raise ValueError(f"{path} does not hold the weights of FID's Inception-v3: {error}"[:300]) from None
-    return net.eval().requires_grad_(False)
-
-
-def _download(path: Path) -> None:
-    def check(part: Path) -> None:
-        if not _sha256(part).startswith(SHA256):
-            raise ValueError(f"its sha256 begins {_sha256(part)[:8]}, not {SHA256}")
-
-    try:
-        common.download(URLS, path, check)
-    except OSError as error:
-        raise OSError(
-            f"the Inception weights are not in {path.parent} and cannot be fetched ({error}). "
-            f"Get {URLS[0]} where there is a network and put it there, or name the file with --weights. "
-            "For digits, --features lenet needs none"
-        ) from None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class LeNet(nn.Module):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: floats in [0, 1], (N, C, H, W) -> (N, 84) features."""
-
-    metric, features = "FD-LeNet", "LeNet-5 last hidden layer, 84"
-    resized = "black margin to 32 where that is up to 4 pixels, else antialiased bilinear to 32"
-    sha256, accuracy = "", 0.0
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.mode = "L" if channels == 1 else "RGB"
-        self.body = nn.Sequential(
-            nn.Sequential(nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 6, 14, 14)
-            nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (N, 16, 5, 5)
-            nn.Flatten(),
-            nn.Sequential(nn.Linear(400, 120), nn.ReLU()),
-            nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
-        )
-        self.classifier = nn.Linear(84, classes)
-
-    def resize(self, x: Tensor) -> Tensor:
-        return images.resize(x, 32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.resize(x))
-
-
-@ranks.one_per_machine()
-def lenet(data: images.ImageData, data_dir: str, device: torch.device) -> LeNet:
-    """The classifier of these images: shipped in weights/, or trained once on data.train and kept under `data_dir`.
-
-    Other images get another one: its name carries a hash of them. Raises ValueError where nothing is labelled.
-    """
-    n_classes = int(data.train_labels.max()) + 1
-    if n_classes < 2:
-        raise ValueError(f"{data} has no classes, so no classifier can be trained on it")
-    some = images.resize(data.train[:: len(data.train) // 1000 + 1], 32)
-    key = hashlib.sha256(some.numpy().tobytes() + data.train_labels.numpy().tobytes()).hexdigest()[:8]
-    name = f"lenet-{data.name}-{key}.pth"
-    path = Path(__file__).parent / "weights" / name
-    path = path if path.exists() else Path(data_dir, "cache", name)
-    if path.exists():
-        net = LeNet(data.train.shape[1], n_classes)
-    else:
-        say(f"training a LeNet-5 on {data}, once, for {path}")
-        torch.manual_seed(0)
-        net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.save({"script": "fid", "state_dict": net.cpu().state_dict()}, path)
-    net.load_state_dict(run_folder.load(path, ("fid",), "state_dict")["state_dict"])
-    net.sha256 = _sha256(path)
-    net = net.to(device).eval().requires_grad_(False)
-    logits = torch.cat([net.classifier(x) for x in features(data.test, net)])
-    net.accuracy = (logits.argmax(1).cpu() == data.test_labels).float().mean().item()
-    say(f"classifier: {path}, accuracy {net.accuracy:.2%} on {len(data.test)} test images")
-    return net
-
-
-def _trained(net: LeNet, data: images.ImageData, epochs: int = 8, batch_size: int = 64) -> LeNet:
-    device, n = next(net.parameters()).device, len(data.train)
-    steps = max(200, epochs * n // batch_size)
-    optimizer = torch.optim.Adam(net.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
-    for step in common.progress(range(1, steps + 1), "LeNet-5", steps):
-        i = common.batch_indices(n, batch_size, step, seed=0)
-        logits = net.classifier(net(data.train[i].to(device).float() / 255))
-        optimizer.zero_grad()
-        F.cross_entropy(logits, data.train_labels[i].to(device)).backward()
-        optimizer.step()
-        schedule.step()
-    return net
-
-
-def prepared(net: nn.Module, bf16: bool = False) -> nn.Module:
+def prepared(net: nn.Module) -> nn.Module:
     """A faster copy: BatchNorm folded into the convolutions, channels_last."""
     net = copy.deepcopy(net).to(memory_format=torch.channels_last)
     for m in net.modules():
         if isinstance(m, tv.BasicConv2d):
             m.conv, m.bn = nn.utils.fuse_conv_bn_eval(m.conv, m.bn), nn.Identity()
-    return net.bfloat16() if bf16 else net
+    return net
 
 
 def _scaled(x: Tensor | list[Tensor], net: nn.Module) -> Tensor:
@@ -288,31 +93,31 @@ def _scaled(x: Tensor | list[Tensor], net: nn.Module) -> Tensor:
     return x.expand(-1, channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
+def _parts(pictures: Tensor | Iterable, batch_size: int) -> Iterator[Tensor | list[Tensor]]:
+    """Tensors of at most batch_size images, and lists as they come."""
+    if isinstance(pictures, Tensor):
+        pictures = [pictures]
+    for x in pictures:
+        if isinstance(x, list):
+            yield x
+        else:
+            yield from x.split(batch_size)
+
+
 @torch.no_grad()
-def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50, bf16: bool = False) -> Iterator[Tensor]:
+def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50) -> Iterator[Tensor]:
     """Features (n, D) of batch after batch, float32, on the network's device.
 
     Args:
         pictures: uint8 (N, C, H, W); or an iterator of such batches or of lists of (C, H, W), sizes free.
-        net: inception(...) or lenet(...).
+        net: inception.load(...) or lenet.classifier(...).
     """
-    fast = prepared(net, bf16)
-    for x in [pictures] if isinstance(pictures, Tensor) else pictures:
-        for part in [x] if isinstance(x, list) else x.split(batch_size):
-            part = _scaled(part, net)
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
-                h = fast(part)
-                if bf16:
-                    exact, bf16 = net(part), False
-                    error = ((h - exact).norm() / exact.norm()).item()
-                    say(f"bfloat16 features, {error:.1%} off float32's in the first batch")
-            yield h
-
-
-def share(pictures: Tensor | list | Iterable) -> Tensor | list | Iterable:
-    """This rank's part of a tensor of images, of a list of files, or of each batch that an iterator gives."""
-    part = lambda x: x[ranks.rank() :: ranks.size()]
-    return part(pictures) if isinstance(pictures, Tensor | list) else map(part, pictures)
+    fast = prepared(net)
+    for part in _parts(pictures, batch_size):
+        x = _scaled(part, net)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
+            h = fast(x)
+        yield h
 
 
 class Statistics(NamedTuple):
@@ -325,45 +130,44 @@ class Statistics(NamedTuple):
 
 
 def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
-    """Mean and covariance of features (n, D) of all ranks, streamed: up to D of them, and a D x D sum, are in memory.
+    """Mean and covariance of features (n, D), streamed: up to D of them, and a D x D sum, are in memory.
 
-    keep: the features too, in memory that does grow with their number.
+    keep: the features too, in memory that does grow with their number. Raises ValueError for less than two images and
+    for features that are not finite.
     """
-    n, total, outer, waiting, kept = 0, 0, 0, [], []
+    n, total, outer = 0, 0, 0
+    waiting, kept = [], []
     for h in batches:
-        kept += [h.cpu()] if keep else []
-        h = (h.cpu() if h.device.type == "mps" else h).double()  # MPS has no float64
+        if keep:
+            kept.append(h.cpu())
+        if h.device.type == "mps":  # which has no float64
+            h = h.cpu()
+        waiting.append(h.double())
         n += len(h)
-        waiting.append(h)
         if sum(map(len, waiting)) > h.shape[1]:
-            h, waiting = torch.cat(waiting), [h[:0]]
+            h = torch.cat(waiting)
             total, outer = total + h.sum(0), outer + h.T @ h
-    counts = ranks.objects((n, h.shape[1] if n else 0))  # a rank may have had none
-    n, D = sum(n for n, _ in counts), max(D for _, D in counts)
+            waiting = [h[:0]]
     if n < 2:
         raise ValueError(f"a covariance needs at least two images; there are {n}")
-    h = torch.cat(waiting).cpu() if waiting else torch.zeros(0, D, dtype=torch.float64)
-    if n <= D:
-        h = torch.cat(ranks.objects(h))
-        mu = h.sum(0) / n
-    else:
-        mu = ranks.total(torch.as_tensor(total).cpu() + h.sum(0)) / n
-        outer = ranks.total(torch.as_tensor(outer).cpu() + h.T @ h)
+    h = torch.cat(waiting).cpu()
+    few = n <= h.shape[1]  # no more images than features: these, centred, are the factor
+    mu = h.sum(0) / n if few else (torch.as_tensor(total).cpu() + h.sum(0)) / n
     if not mu.isfinite().all():
         raise ValueError("there are features that are not finite: are these the right weights?")
-    if n <= D:  # no more images than features: these, centred, are the factor, and no D x D matrix is needed
+    if few:
         a = (h - mu) / (n - 1) ** 0.5
     else:
+        outer = torch.as_tensor(outer).cpu() + h.T @ h
         a = factor((outer - n * mu.outer(mu)) / (n - 1))
-    every = ranks.objects(torch.cat(kept) if kept else torch.zeros(0, D)) if keep else None
-    return Statistics(mu, a, n, torch.cat(every) if keep else None)
+    return Statistics(mu, a, n, torch.cat(kept) if keep else None)
 
 
 def activation_statistics(
-    pictures: Tensor | Iterable, net: nn.Module | None = None, batch_size: int = 50, bf16: bool = False
+    pictures: Tensor | Iterable, net: nn.Module | None = None, batch_size: int = 50
 ) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of images' features, float64. Arguments as of features(); net: inception()."""
-    s = statistics(features(pictures, net or inception(), batch_size, bf16))
+    """Mean (D,) and covariance (D, D) of images' features, float64. Arguments as of features()."""
+    s = statistics(features(pictures, net or inception.load(), batch_size))
     return s.mu, s.factor.T @ s.factor
 
 
@@ -413,6 +217,17 @@ def distance(mu1: Tensor, a1: Tensor, mu2: Tensor, a2: Tensor) -> float:
     return max(0.0, (((mu1 - mu2) ** 2).sum() + trace).item())
 
 
+def _kernel_sum(x: Tensor, y: Tensor) -> float:
+    """Σ k(xᵢ, yⱼ) over all pairs of (N, D) and (M, D), a thousand rows at a time; k(x, y) = (xᵀy / D + 1)³."""
+    return sum(((rows @ y.T / y.shape[1] + 1) ** 3).sum().item() for rows in x.split(1000))
+
+
+def _kernel_mean(x: Tensor) -> float:
+    """Mean of k over all pairs of two different rows of (N, D)."""
+    with_itself = ((x**2).sum(1) / x.shape[1] + 1).pow(3).sum().item()
+    return (_kernel_sum(x, x) - with_itself) / (len(x) * (len(x) - 1))
+
+
 def kid(features1: Tensor, features2: Tensor) -> float:
     """Squared MMD of two sets of features, (N, D) and (M, D), under k(x, y) = (xᵀy / D + 1)³: unbiased, also below 0.
 
@@ -421,22 +236,7 @@ def kid(features1: Tensor, features2: Tensor) -> float:
     x, y = torch.as_tensor(features1).cpu().double(), torch.as_tensor(features2).cpu().double()
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (N, D) and (M, D), N and M at least 2: {tuple(x.shape)}, {tuple(y.shape)}")
-    total = lambda a, b: sum(((rows @ b.T / b.shape[1] + 1) ** 3).sum().item() for rows in a.split(1000))
-    self_similar = lambda a: ((a**2).sum(1) / a.shape[1] + 1).pow(3).sum().item()
-    within = lambda a: (total(a, a) - self_similar(a)) / (len(a) * (len(a) - 1))
-    return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
-
-
-def classes(h: Tensor, net: LeNet) -> dict[str, object]:
-    """What the classifier sees in features (N, 84): a mode collapse shows as a low entropy, mush as low confidence."""
-    p = torch.softmax(net.classifier(h.to(next(net.parameters()).device)), 1)  # (N, K)
-    counts = p.argmax(1).bincount(minlength=p.shape[1]).cpu()
-    return {
-        "class_histogram": counts.tolist(),
-        "class_entropy": torch.special.entr(counts / len(p)).sum().item(),  # nats
-        "confident": (p.max(1).values > 0.9).float().mean().item(),
-        "classifier_accuracy": net.accuracy,
-    }
+    return _kernel_mean(x) + _kernel_mean(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
 class Source(NamedTuple):
@@ -466,62 +266,29 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         name, _, split = text.rpartition(":")
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
-        return Source(text, len(x), lambda _: share(x), x.shape[-1], split, data)
+        return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
     candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
-    if file := next(filter(Path.is_file, candidates), None):
-        state = run_folder.load(file, GENERATORS, "trained_on")
-        module = importlib.import_module(state["script"])
-        model = module.build(state).to(device).eval()
-        draw = lambda _: share(module.draw(model, args.n, seed))
-        return Source(str(file), args.n, draw, state["image_size"], seed=seed)
+    weights = [file for file in candidates if file.is_file()]
+    if weights:
+        state = common.load(weights[0], GENERATORS, "trained_on")
+        script = importlib.import_module(state["script"])
+        model = script.build(state).to(device).eval()
+        return Source(
+            str(weights[0]), args.n, lambda _: script.draw(model, args.n, seed), state["image_size"], seed=seed
+        )
     if (path / "config.json").exists():
         raise ValueError(f"{text} is a run folder, but holds no {' or '.join(WEIGHTS)}")
     if path.is_dir():
-        files = images.image_files(path)
-        return Source(text, len(files), lambda mode: folder_images(path, mode, args.batch_size), _side(path / files[0]))
+        names = images.image_files(path)
+        return Source(
+            text,
+            len(names),
+            lambda mode: images.folder_images(path, mode, args.batch_size),
+            images.small_side(path / names[0]),
+        )
     if path.exists():
         raise ValueError(f"{text} is neither a folder of images nor an .npz of statistics")
     raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")
-
-
-def folder_images(folder: Path, mode: str, batch_size: int) -> Iterator[Tensor | list[Tensor]]:
-    """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
-
-    As pytorch-fid reads them: whole, and not turned by EXIF. Of several ranks each has its share.
-    """
-    files, broken = images.image_files(folder), []
-    if len({*ranks.objects(len(files))}) > 1:
-        raise ValueError(f"{folder} is not the same on all machines")
-    mine = share(files)
-    chunks = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    with ThreadPool() as pool:
-        decode = lambda chunk: pool.map_async(lambda file: _read(folder / file, mode), chunk)
-        following = decode(chunks[0]) if chunks else None
-        for i, chunk in enumerate(chunks):
-            pixels, following = following.get(), decode(chunks[i + 1]) if i + 1 < len(chunks) else None
-            broken += [file for file, x in zip(chunk, pixels, strict=True) if x is None]
-            if good := [x for x in pixels if x is not None]:
-                yield torch.stack(good) if len({x.shape for x in good}) == 1 else good
-    images.name_broken(sum(ranks.objects(broken), []), len(files), folder)
-
-
-def _read(path: Path, mode: str) -> Tensor | None:
-    """(C, H, W), or None if the file is broken."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(images.convert(image, mode))
-            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-    except Exception:  # damaged files raise anything
-        return None
-
-
-def _side(path: Path) -> int | None:
-    """Side of an image, when it is one of the small squares that generators make."""
-    try:
-        with Image.open(path) as image:
-            return image.width if image.width == image.height <= 64 else None
-    except Exception:  # broken: named when all are read
-        return None
 
 
 def read_stats(path: Path) -> Source:
@@ -541,15 +308,14 @@ def read_stats(path: Path) -> Source:
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
     """In pytorch-fid's format; `about` is for read_stats."""
     arrays = {"mu": s.mu.numpy(), "sigma": (s.factor.T @ s.factor).numpy(), "about": json.dumps(about)}
-    if not ranks.rank():
-        run_folder.write_whole(path, lambda file: np.savez(file, **arrays))
+    files.write_whole(path, lambda file: np.savez(file, **arrays))
     say(f"statistics of {about['real']} ({s.n} images) written to {path}")
 
 
-def made_by(net: nn.Module, bf16: bool = False) -> dict[str, str]:
+def made_by(net: nn.Module) -> dict[str, str]:
     """What has to be equal for two sets of features to be compared, and has to stand beside every distance."""
     about = {"metric": net.metric, "features": net.features, "resize": net.resized}
-    return about | {"dtype": "bfloat16" if bf16 else "float32", "weights_sha256": net.sha256}
+    return about | {"dtype": "float32", "weights_sha256": net.sha256}
 
 
 def warn_if_few(name: str, n: int | None, hint: str = "") -> None:
@@ -557,61 +323,85 @@ def warn_if_few(name: str, n: int | None, hint: str = "") -> None:
         say(f"WARNING: {name}: {n} images; with less than {FEW:,} the distance is biased upwards{hint}")
 
 
-def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """The result of the command, as --json prints it."""
-    if args.features == "lenet" and (args.bf16 or args.weights):
-        raise ValueError("--bf16 and --weights are for Inception features, not for --features lenet")
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that do not go together."""
+    if args.features == "lenet" and args.weights:
+        raise ValueError("--weights are for Inception features, not for --features lenet")
     if args.features == "lenet" and not is_data_set(args.real):
         raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
-    out = Path(args.save_stats) if args.save_stats else None
-    if out and (out.suffix != ".npz" or out.exists() or not out.parent.is_dir() or args.real.endswith(".npz")):
-        raise ValueError(f"--save-stats {out}: a new file.npz in a folder that exists is needed, and images as REAL")
-
-    named = {"real": args.real} | ({"generated": args.generated} if args.generated else {})
-    sources, size = {}, None
-    for role in sorted(named, key=lambda role: is_data_set(named[role])):  # data sets last, at the size of the others
-        sources[role] = find(named[role], args, device, size, args.seed + (role == "real"))
-        size = size or (None if sources[role].data else sources[role].size)
-    if args.kid and any(source.known for source in sources.values()):
-        raise ValueError("--kid needs images, not statistics")
-    sizes = {source.size for source in sources.values() if not source.known}
-    for source in sources.values():
-        if source.data and len(sizes) > 1:
-            say(
-                f"WARNING: {source.name}, read at {source.size} x {source.size}, is compared with images of other sizes"
+    if args.save_stats:
+        out = Path(args.save_stats)
+        if out.suffix != ".npz" or out.exists() or not out.parent.is_dir() or args.real.endswith(".npz"):
+            raise ValueError(
+                f"--save-stats {out}: a new file.npz in a folder that exists is needed, and images as REAL"
             )
 
-    net = None
+
+def find_both(args: argparse.Namespace, device: torch.device) -> dict[str, Source]:
+    """Who is compared, "real" first: a data set at the size of the other images, where these are small squares."""
+    named = {"real": args.real, "generated": args.generated}
+    if not args.generated:
+        del named["generated"]
+    seeds = {"real": args.seed + 1, "generated": args.seed}  # two runs, or one twice, draw different samples
+    found, size = {}, None
+    for role in sorted(named, key=lambda role: is_data_set(named[role])):  # data sets last
+        found[role] = find(named[role], args, device, size, seeds[role])
+        if not found[role].data:
+            size = found[role].size or size
+    sources = [source for source in found.values() if not source.known]
+    if args.kid and len(sources) < len(found):
+        raise ValueError("--kid needs images, not statistics")
+    for source in sources:
+        if source.data and any(other.size != source.size for other in sources):
+            read_at = f"read at {source.size} x {source.size}"
+            say(f"WARNING: {source.name}, {read_at}, is compared with images of other sizes")
+    return {role: found[role] for role in named}
+
+
+def network(args: argparse.Namespace, sources: dict[str, Source], device: torch.device) -> nn.Module | None:
+    """What makes the features; nothing where both sets come as statistics."""
     if args.features == "lenet":
-        net = lenet(sources["real"].data, args.data_dir, device)
-    elif not all(source.known for source in sources.values()):
-        net = inception(args.weights).to(device)
+        return lenet.classifier(sources["real"].data, args.data_dir, device)
+    if all(source.known for source in sources.values()):
+        return None
+    return inception.load(args.weights).to(device)
+
+
+def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """The result of the command, as --json prints it."""
+    check(args)
+    sources = find_both(args, device)
+    net = network(args, sources, device)
     origins = [source.made_by for source in sources.values() if source.made_by]
-    origins += [made_by(net, args.bf16)] if net else []
+    if net:
+        origins.append(made_by(net))
     if any(origin != origins[0] for origin in origins):
         raise ValueError(f"these features are not comparable: {' and '.join(map(str, origins))}")
     unknown = {"metric": "Fréchet distance", "features": "of .npz files that do not say which"}
+    seeds = [source.seed for source in reversed(sources.values()) if source.seed is not None]  # GENERATED's first
     result = {"value": None} | (origins[0] if origins else unknown)
-    result |= {"split": sources["real"].split}
-    result |= {"seed": next((sources[r].seed for r in reversed(named) if sources[r].seed is not None), None)}
-    both, keep = [], args.kid or args.features == "lenet"
-    for role in named:  # REAL first
-        source = sources[role]
-        if not (s := source.known):
-            batches = features(source.pictures(net.mode), net, args.batch_size, args.bf16)
-            s = statistics(
-                common.progress(batches, source.name, math.ceil(source.n / args.batch_size / ranks.size())), keep
-            )
+    result |= {"split": sources["real"].split, "seed": seeds[0] if seeds else None}
+
+    measured = {}
+    for role, source in sources.items():
+        s = source.known
+        if not s:
+            batches = features(source.pictures(net.mode), net, args.batch_size)
+            batches = files.progress(batches, source.name, math.ceil(source.n / args.batch_size))
+            s = statistics(batches, keep=args.kid or args.features == "lenet")
         warn_if_few(source.name, s.n, "" if args.kid or source.known else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
-        if out and role == "real":
-            write_stats(out, s, {"n": s.n, "real": source.name, "made_by": origins[0]})
-        both.append(s)
-    if args.generated:
-        real, fake = both
+        measured[role] = s
+    real, fake = measured["real"], measured.get("generated")
+    if args.save_stats:
+        about = {"n": real.n, "real": sources["real"].name, "made_by": origins[0]}
+        write_stats(Path(args.save_stats), real, about)
+    if fake:
         result["value"] = distance(real.mu, real.factor, fake.mu, fake.factor)
-        result |= {"kid": kid(real.features, fake.features)} if args.kid else {}
-        result |= classes(fake.features, net) if args.features == "lenet" and fake.features is not None else {}
+        if args.kid:
+            result["kid"] = kid(real.features, fake.features)
+        if args.features == "lenet" and fake.features is not None:
+            result |= lenet.classes(fake.features, net)
     return result
 
 
@@ -620,43 +410,41 @@ Draw = Callable[[int, int], Iterable]  # (n, seed) -> uint8 batches of n samples
 
 def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
     """A function that measures a generator's samples against held-out images, whose statistics are taken once."""
-    keep, key = isinstance(net, LeNet), net.metric.lower().replace("-", "_")
-    target = statistics(features(share(real), net))
+    classifies = isinstance(net, lenet.LeNet)
+    key = net.metric.lower().replace("-", "_")
+    target = statistics(features(real, net))
 
     def measure(draw: Draw) -> dict[str, object]:
-        s = statistics(features(share(draw(SAMPLES, 0)), net), keep)
+        s = statistics(features(draw(SAMPLES, 0), net), keep=classifies)
         about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
         value = distance(target.mu, target.factor, s.mu, s.factor)
-        return {key: value, f"{key}_about": about} | (classes(s.features, net) if keep else {})
+        return {key: value, f"{key}_about": about} | (lenet.classes(s.features, net) if classifies else {})
 
     return measure
 
 
-def left_out(key: str, error: Exception) -> None:
-    if ranks.size() > 1 and isinstance(error, RuntimeError):
-        raise error  # of this rank alone, perhaps: the others would wait for it
-    say(f"{key} is left out: {error}")
+def _tried(key: str, function: Callable, *given):
+    """function(*given); or None and a line that says why: no labels, no weights, a classifier that cannot be kept,
+    samples that are not finite, too little memory. What else is raised is a defect, and stays raised.
+    """
+    try:
+        return function(*given)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not hardware.out_of_memory(error):
+            raise
+        say(f"{key} is left out: {error}")
+        return None
 
 
 def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[str, Callable[[Draw], dict]]:
     """What can measure samples against data.test here: "fd_lenet" where the data have classes, "fid" where the
-    Inception weights are in torch hub's cache and the device is no CPU, which would take minutes. Never ends a run.
+    Inception weights are in torch hub's cache and the device is no CPU, which would take minutes.
     """
-    makers = {"fd_lenet": lambda: lenet(data, data_dir, device)}
-    makers |= {"fid": lambda: inception(download=False).to(device)} if device.type != "cpu" else {}
-    found = {}
-    for key, make in makers.items():
-        net = why = None
-        try:
-            net = make()
-        except (OSError, ValueError, RuntimeError) as error:  # no labels; no weights; a classifier that cannot be kept
-            why = str(error)
-        try:
-            if why := next(filter(None, ranks.objects(why)), None):  # one rank's trouble is everybody's
-                raise ValueError(why)
-            found[key] = judge(net, data.test)
-        except (ValueError, RuntimeError) as error:
-            left_out(key, error)
+    makers = {"fd_lenet": lambda: judge(lenet.classifier(data, data_dir, device), data.test)}
+    if device.type != "cpu":
+        makers["fid"] = lambda: judge(inception.load(download=False).to(device), data.test)
+    made = {key: _tried(key, make) for key, make in makers.items()}
+    found = {key: measure for key, measure in made.items() if measure}
     if found:
         warn_if_few("held-out", len(data.test))
     return found
@@ -666,10 +454,7 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
     """What judges(...) say of a generator's samples."""
     results = {}
     for key, measure in by.items():
-        try:
-            results |= measure(draw)
-        except (ValueError, RuntimeError) as error:  # a run that is being trained, or is trained, must not end here
-            left_out(key, error)
+        results |= _tried(key, measure, draw) or {}
     return results
 
 
@@ -683,23 +468,23 @@ def warn_if_collapsed(step: int, seen: dict[str, object]) -> None:
 def report(results: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
     """What was measured of a trained generator; where the FID is not in it, a line says how to get it."""
     if "fid" not in results:
-        hint = f"python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}"
-        print(f"FID is measured by: {hint}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""))
+        elsewhere = f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""
+        print(f"FID is measured by: python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}{elsewhere}")
     return results
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
+    ranks.leave()  # one process is enough
     try:
         result = compare(args, device)
     except (ValueError, OSError, images.DataError) as error:
         common.fail(error)
-    ranks.leave()
     if args.json:
         print(json.dumps(result))
     elif args.generated:
-        facts = (f"{k} {v}" for k, v in result.items() if k not in ("metric", "value") and v is not None)
+        facts = [f"{k} {v}" for k, v in result.items() if k not in ("metric", "value") and v is not None]
         print(f"{result['metric']}: {result['value']:.6g}", *facts, sep=" | ")
 
 
