@@ -25,9 +25,10 @@ instead of 6.5 after 2,000 steps.
 import copy
 import math
 from argparse import BooleanOptionalAction, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +37,21 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 import common
-import images
-import ranks
-import run_folder
+from plumbing import images, ranks, run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=128, lr=2e-4)
-    add = p.add_argument_group("model").add_argument
+    add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
     width_help = "channels of the maps next to the image, twice as many at each halving (default: 64, for grey 16)"
     add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
     size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for colour images that large)"
     add("--image-size", type=common.number(int, 8, below=257), help=size_help)
     add("--spectral-norm", action="store_true", help="D's weights divided by their norm, no BatchNorm (1802.05957)")
-    add = p.add_argument_group("game").add_argument
+    add = p.group("game")
     loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
     real = common.number(float, 0, below=1)
@@ -61,12 +60,11 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     noise_help = "σ of the Gaussian noise on D's inputs at the start, falling to 0 (1610.04490)"
     add("--instance-noise", type=common.number(float, 0, below=10), default=0.2, help=noise_help)
     add("--noise-steps", type=common.number(int, 1), default=10000, help="step at which that noise has fallen to 0")
-    average_help = (
-        "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none (1806.04498)"
-    )
+    average_help = "decay of G's averaged weights, of at most a tenth of the steps so far; 0 is none (1806.04498)"
     add("--ema", type=real, default=0.999, help=average_help)
     add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
-    add = p.add_argument_group("trained weights").add_argument
+    add = p.group("trained weights")
+    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     k_help = "do not train: draw K steps (8) from one z to another, straight and along the sphere, and beyond both"
     add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
@@ -90,8 +88,11 @@ class Generator(nn.Module):
 
     def __init__(self, z_dim: int, featuremap_size: int = 4, out_channels: int = 3, widths=(512, 256, 128, 64)) -> None:
         super().__init__()
-        up = lambda i, o, *how: nn.ConvTranspose2d(i, o, *how, bias=False)
-        stage = lambda i, o, *how: nn.Sequential(up(i, o, *how), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+        def stage(i: int, o: int, kernel: int, stride: int, padding: int) -> nn.Module:
+            up = nn.ConvTranspose2d(i, o, kernel, stride, padding, bias=False)
+            return nn.Sequential(up, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
         self.z_dim = z_dim
         self.net = nn.Sequential(
             stage(z_dim, widths[0], featuremap_size, 1, 0),  # (B, 512, 4, 4)
@@ -124,21 +125,25 @@ class Discriminator(nn.Module):
 
     def __init__(self, in_size, widths=(64, 128, 256, 512), spectral_norm: bool = False) -> None:
         super().__init__()
-        (channels, *sides), parts = in_size, 2 ** len(widths)
+        channels, *sides = in_size
+        parts = 2 ** len(widths)
         if any(side % parts or not side for side in sides):
             raise ValueError(f"images are halved {len(widths)} times: {parts} must divide their sides {tuple(sides)}")
-        leaky = lambda: nn.LeakyReLU(0.2, inplace=True)
-        down = lambda i, o: nn.Conv2d(i, o, 4, 2, 1, bias=spectral_norm)
-        norm = nn.Identity if spectral_norm else nn.BatchNorm2d
-        stage = lambda i, o: nn.Sequential(down(i, o), norm(o), leaky())
+
+        def stage(i: int, o: int, norm: bool = True) -> nn.Module:
+            down = nn.Conv2d(i, o, 4, 2, 1, bias=not norm)
+            return nn.Sequential(down, nn.BatchNorm2d(o) if norm else nn.Identity(), nn.LeakyReLU(0.2, inplace=True))
+
         self.net = nn.Sequential(
-            nn.Sequential(nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()),  # (B, 64, 32, 32)
-            *(stage(i, o) for i, o in pairwise(widths)),  # (B, 128, 16, 16) ... (B, 512, 4, 4)
+            nn.Sequential(nn.Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)),  # (B, 64, 32, 32)
+            *(stage(i, o, not spectral_norm) for i, o in pairwise(widths)),  # (B, 128, 16, 16) ... (B, 512, 4, 4)
             nn.Conv2d(widths[-1], 1, [side // parts for side in sides]),  # (B, 1, 1, 1)
         )
         self.apply(start_small)
-        for conv in [m for m in self.modules() if isinstance(m, nn.Conv2d)] if spectral_norm else ():
-            parametrizations.spectral_norm(conv)
+        if spectral_norm:
+            convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+            for conv in convolutions:
+                parametrizations.spectral_norm(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).flatten(1)
@@ -163,7 +168,11 @@ def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generat
 
 
 cross_entropy = F.binary_cross_entropy_with_logits
-squared_error = lambda scores, labels: 0.5 * F.mse_loss(scores, labels)
+
+
+def squared_error(scores: Tensor, labels: Tensor) -> Tensor:
+    """½ E[(s − label)²]."""
+    return 0.5 * F.mse_loss(scores, labels)
 
 
 def discriminator_loss_fn(
@@ -174,10 +183,9 @@ def discriminator_loss_fn(
     label_noise: width of the uniform noise on every label. label_smoothing: how far the data's labels stand back, not
     those of the generated (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
     """
-    noisy = lambda y, label: label + label_noise * (ranks.like(torch.rand_like, y) - 0.5)
-    smooth = data_label + label_smoothing * (1 - 2 * data_label)
-    loss = error(y_data, noisy(y_data, smooth))
-    return loss + error(y_generated, noisy(y_generated, 1.0 - data_label))
+    smooth_label = data_label + label_smoothing * (1 - 2 * data_label)
+    loss = error(y_data, smooth_label + label_noise * (torch.rand_like(y_data) - 0.5))
+    return loss + error(y_generated, 1.0 - data_label + label_noise * (torch.rand_like(y_generated) - 0.5))
 
 
 def generator_loss_fn(y_generated, data_label=0, error=cross_entropy) -> Tensor:
@@ -195,30 +203,47 @@ def hinge_generator_loss(y_generated: Tensor) -> Tensor:
     return -y_generated.mean()
 
 
-def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, bf16=False) -> tuple[Tensor, ...]:
+def game(args: Namespace) -> tuple[Callable, Callable]:
+    """The losses of D and of G that the flags mean."""
+    if args.loss == "hinge":
+        return hinge_discriminator_loss, hinge_generator_loss
+    error = {"gan": cross_entropy, "lsgan": squared_error}[args.loss]
+    tricks = {"label_noise": args.label_noise, "label_smoothing": args.label_smoothing}
+    d_loss_fn = partial(discriminator_loss_fn, data_label=1, error=error, **tricks)
+    return d_loss_fn, partial(generator_loss_fn, data_label=1, error=error)
+
+
+def noisy(x: Tensor, sigma: float) -> Tensor:
+    """x + σ ε, ε ~ N(0, I)."""
+    return x + sigma * torch.randn_like(x) if sigma else x
+
+
+def update(
+    D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, draw_z, sigma=0.0, bf16=False
+) -> tuple[Tensor, ...]:
     """One step of D on x (B, C, H, W) and as many samples, then one of G on fresh samples through the new D.
 
-    sigma: of the Gaussian noise on D's inputs. Returns (D's loss, G's loss, logits of x, logits of samples, their z).
+    draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs.
+    Returns (D's loss, G's loss, logits of x, logits of samples, their z).
     """
-    noisy = lambda x: x + sigma * ranks.like(torch.randn_like, x) if sigma else x
-    draw_z = lambda: ranks.mine(ranks.inside(G).noise(ranks.size() * len(x)))
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
     # (1) update D: on data and on samples that no gradient goes through, apart, or BatchNorm would mix them
+    z = draw_z(len(x))
     with autocast:
         with torch.no_grad():
-            x_fake = G(draw_z())  # (B, C, H, W)
-        logits_real = D(noisy(x)).to(x.dtype)  # (B, 1)
-        logits_fake = D(noisy(x_fake)).to(x.dtype)  # (B, 1)
+            x_fake = G(z)  # (B, C, H, W)
+        logits_real = D(noisy(x, sigma)).to(x.dtype)  # (B, 1)
+        logits_fake = D(noisy(x_fake, sigma)).to(x.dtype)  # (B, 1)
     d_loss = d_loss_fn(logits_real, logits_fake)
     D_optimizer.zero_grad()
     d_loss.backward()
     D_optimizer.step()
 
     # (2) update G: through D, whose weights need no gradient now
-    z = draw_z()
+    z = draw_z(len(x))
     with ranks.frozen(D), autocast:
-        logits_fake = D(noisy(G(z))).to(x.dtype)
+        logits_fake = D(noisy(G(z), sigma)).to(x.dtype)
     g_loss = g_loss_fn(logits_fake)
     G_optimizer.zero_grad()
     g_loss.backward()
@@ -228,7 +253,8 @@ def update(D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma=0.0, b
 
 def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
     """update() of this file's models, as the Technion homework has it: (D's loss, G's loss) as floats."""
-    d_loss, g_loss, *_ = update(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data)
+    losses, optimizers = (dsc_loss_fn, gen_loss_fn), (dsc_optimizer, gen_optimizer)
+    d_loss, g_loss, *_ = update(dsc_model, gen_model, *losses, *optimizers, x_data, gen_model.noise)
     return d_loss.item(), g_loss.item()
 
 
@@ -280,34 +306,70 @@ def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
     return (torch.sin((1 - t) * omega) * z1 + torch.sin(t * omega) * z2) / torch.sin(omega)
 
 
+@torch.no_grad()
+def score(D: nn.Module, x: Tensor, bf16: bool) -> Tensor:
+    """D's logits (B, 1) of images, by a copy, so that this look does not change BatchNorm's statistics."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        return copy.deepcopy(ranks.inside(D))(x).float()
+
+
+@torch.no_grad()
+def make(G: nn.Module, z: Tensor, bf16: bool) -> Tensor:
+    """Images (B, C, S, S) in [-1, 1], in train mode, by a copy."""
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=bf16):
+        return copy.deepcopy(ranks.inside(G))(z)
+
+
+def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, object]:
+    """What held-out images say of 10,000 samples, and how far 500 of them are apart, in units of what images are."""
+    import fid
+
+    return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
+
+
+def warn_if_collapsed(step: int, seen: dict[str, object]) -> None:
+    import fid
+
+    if seen["spread"] < 0.5:
+        print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
+    fid.warn_if_collapsed(step, seen)
+
+
+def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
+    """The best generator of this run so far; nothing where there is none."""
+    if not run.step or not path.exists():
+        return {}
+    best = common.load(path, ("dcgan",), "trained_on")
+    return best if best.get("flags") == run.flags else {}  # else it is of a run that was killed before its first save
+
+
 def train(args: Namespace, device: torch.device) -> None:
     import fid
 
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
-    args.channels, args.image_size = data.train.shape[1:3]
-    args.hidden_dim = args.hidden_dim or (16 if args.channels == 1 else 64)
-    args.flip = args.channels == 3 if args.flip is None else args.flip
     if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
         common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
-    numbers = {k: getattr(args, k) for k in (*SHAPE, "loss")}
+    channels, image_size = data.train.shape[1:3]
+    numbers = {"latent_dim": args.latent_dim, "hidden_dim": args.hidden_dim, "channels": channels}
+    numbers |= {"image_size": image_size, "spectral_norm": args.spectral_norm, "loss": args.loss, "flip": args.flip}
+    if args.hidden_dim is None:
+        numbers["hidden_dim"] = 16 if channels == 1 else 64
+    if args.flip is None:
+        numbers["flip"] = channels == 3
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G, D = build(numbers).to(device), build(numbers, Discriminator).to(device)
-    d_loss_fn, g_loss_fn, probability = hinge_discriminator_loss, hinge_generator_loss, lambda scores: scores
-    if args.loss != "hinge":
-        labels = {"data_label": 1, "error": cross_entropy if args.loss == "gan" else squared_error}
-        noise = {"label_noise": args.label_noise, "label_smoothing": args.label_smoothing}
-        d_loss_fn, g_loss_fn = partial(discriminator_loss_fn, **labels, **noise), partial(generator_loss_fn, **labels)
-    if args.loss == "gan":
-        probability = torch.sigmoid
+    d_loss_fn, g_loss_fn = game(args)
+    probability = torch.sigmoid if args.loss == "gan" else nn.Identity()
     adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.999), fused=device.type != "mps")
     G_optimizer, D_optimizer = adam(G.parameters()), adam(D.parameters())
-    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
-    shown_G = averaged.module if averaged else G
-
-    variant = f"dcgan-{data.name}{args.image_size}-{args.loss}{'-sn' * args.spectral_norm}"
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
-    objects |= {"averaged": averaged} if averaged else {}
+    shown_G = G
+    if args.ema:
+        averaged = AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
+        objects["averaged"], shown_G = averaged, averaged.module
+
+    variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if args.spectral_norm else "")
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
@@ -315,83 +377,90 @@ def train(args: Namespace, device: torch.device) -> None:
     judges = fid.judges(data, args.data_dir, device)
     distance = "fid" if "fid" in judges else "fd_lenet"
     best_file = run.folder / f"best_{distance}.pth"
-    best = run_folder.load(best_file, ("dcgan",), "trained_on") if run.step and best_file.exists() else {}
-    best = best if best.get("flags") == run.flags else {}  # else it is of a run that was killed before its first save
+    best = read_best(run, best_file)
     pixels = common.to_device(data.train, device)
-    real = spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
-    measure = lambda: (
-        fid.measured(partial(draw, shown_G), judges) | {"spread": spread(next(draw(shown_G, 500, 0))) / real}
-    )
+    spread_of_data = spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
+    fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     seen = {}
-    fast_G, fast_D = (common.compiled(ranks.distributed(model), args.compile) for model in (G, D))
 
     for step in run.steps():
         logged, sampled = step % args.log_every == 0, step % args.sample_every == 0 or step == args.steps
-        x = pixels[ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
+        x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).float() / 127.5 - 1
-        if args.flip:
-            x = torch.where(ranks.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
+        if numbers["flip"]:
+            x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
         x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
         sigma = args.instance_noise * max(0, 1 - step / args.noise_steps)
         d_loss, g_loss, logits_real, logits_fake, z = update(
-            fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, sigma, args.bf16
+            fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, G.noise, sigma, args.bf16
         )
-        if averaged:
+        if args.ema:
             averaged.update_parameters(G)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if logged:
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-            with torch.no_grad(), autocast:  # copies, or BatchNorm would gather what it sees here
-                x_fake = copy.deepcopy(ranks.inside(fast_G))(z)
-                after = copy.deepcopy(ranks.inside(fast_D))(x_fake + sigma * ranks.like(torch.randn_like, x_fake))
+            logits_after = score(fast_D, noisy(make(fast_G, z, args.bf16), sigma), args.bf16)
             run.add("before G's step", d_g_z=probability(logits_fake).mean())
-            run.add("after G's step", d_g_z=probability(after.float()).mean())
+            run.add("after G's step", d_g_z=probability(logits_after).mean())
         if sampled:
             run.check()
             z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(0))
             common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
-            seen = measure()
+            seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
-            if seen["spread"] < 0.5:
-                print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
-            fid.warn_if_collapsed(step, seen)
+            warn_if_collapsed(step, seen)
             if seen.get(distance, math.inf) < best.get(distance, math.inf):
                 best = {**numbers, "step": step, distance: seen[distance], "flags": run.flags}
                 run.save_weights(best_file.name, shown_G, best)
         if logged or sampled:
             run.log()
-    ranks.leave()
-    results = fid.report(seen or measure(), data, args.data_dir, run.folder)  # the last step has been measured
-    results |= {f"best_{distance}": best[distance], "best_step": best["step"]} if best else {}
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
+    seen = seen or measure(shown_G, judges, spread_of_data)  # the last step has been measured, if there was one
+    results = {"train_minutes": run.seconds / 60, **fid.report(seen, data, args.data_dir, run.folder)}
+    if best:
+        results |= {f"best_{distance}": best[distance], "best_step": best["step"]}
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+
+
+def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
+    """Four pairs of z, each on a line and, below it, on the sphere."""
+    z = torch.randn(8, G.z_dim, generator=torch.Generator().manual_seed(seed))
+    rows = []
+    for z1, z2 in z.split(2):
+        rows += [between(z1, z2, k, spherical=False), between(z1, z2, k, spherical=True)]
+    common.save_grid(show(G, torch.cat(rows)), path, k + 5)
+    print(f"{path}: each pair of z on a line and, below it, on the sphere")
+
+
+def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
+    from plumbing.export import export
+
+    export(G.cpu(), (torch.randn(3, G.z_dim),), folder / "DCGAN_model_G.pth")
+    if not discriminator.exists():
+        common.fail(f"{discriminator.parent} holds no discriminator.pth: only the generator was exported")
+    numbers = common.load(discriminator, ("dcgan",), "trained_on")
+    D = build(numbers, Discriminator).eval()
+    x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
+    export(D, (2 * x - 1,), folder / "DCGAN_model_D.pth")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
     if not (args.generate or args.interpolate or args.export):
-        return train(args, device)
+        train(args, device)
+        return
 
-    numbers, folder = run_folder.find_weights("dcgan", "generator.pth", args)
+    numbers, path = common.find_weights("dcgan", "generator.pth", args)
+    folder = common.output_folder(args, path)
     G = build(numbers).to(device).eval()
     if args.generate:
         x = torch.cat(list(draw(G, args.n, args.seed)))
         common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
         print(folder / "generated.png")
     if args.interpolate:
-        z = torch.randn(8, G.z_dim, generator=torch.Generator().manual_seed(args.seed)).split(2)
-        z = torch.cat([between(*pair, args.interpolate, spherical) for pair in z for spherical in (False, True)])
-        common.save_grid(show(G, z), folder / "interpolation.png", args.interpolate + 5)
-        print(f"{folder / 'interpolation.png'}: each pair of z on a line and, below it, on the sphere")
+        draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
-        common.export(G.cpu(), (torch.randn(3, G.z_dim),), folder / "DCGAN_model_G.pth")
-        if not (folder / "discriminator.pth").exists():
-            common.fail(f"{folder} holds no discriminator.pth: only the generator was exported")
-        numbers = run_folder.load(folder / "discriminator.pth", ("dcgan",), "trained_on")
-        D = build(numbers, Discriminator).eval()
-        x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        common.export(D, (2 * x - 1,), folder / "DCGAN_model_D.pth")
+        export_both(G, path.with_name("discriminator.pth"), folder)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ conv) after 4,690 steps, seed 0, in 0.6, 0.6, 5.3 and 5.8 minutes on two cores o
 
 import math
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -30,21 +30,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import common
-import images
-import ranks
-import run_folder
+from plumbing import images, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3)  # ten epochs of MNIST
-    p.set_defaults(log_every=67, sample_every=938)  # a seventh of an epoch, and two
-    add = p.add_argument_group("model").add_argument
+    # Ten epochs of MNIST, logged every seventh of one, sampled every second one.
+    p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3, log_every=67, sample_every=938)
+    add = p.group("model")
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
     average_help = "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none"
     add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
-    add = p.add_argument_group("trained weights").add_argument
+    add = p.group("trained weights")
+    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     return common.parse_args(p, argv)
 
@@ -148,17 +147,26 @@ def ls_generator_loss(scores_fake: Tensor) -> Tensor:
     return 0.5 * ((scores_fake - 1) ** 2).mean()
 
 
+GAMES = {  # by --loss: D's loss, G's loss, and what stands for D(x) in the curves
+    "gan": (discriminator_loss, generator_loss, torch.sigmoid),
+    "lsgan": (ls_discriminator_loss, ls_generator_loss, nn.Identity()),
+}
+
+
 def get_optimizer(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
     """Adam with the course's β = (0.5, 0.999)."""
     fused = next(model.parameters()).device.type != "mps"
     return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=fused)
 
 
+GENERATORS = {"dense": generator, "conv": build_dc_generator}  # by --arch
+DISCRIMINATORS = {"dense": discriminator, "conv": build_dc_classifier}
+
+
 def build(numbers: dict) -> nn.Sequential:
     """The generator that the flags describe, or that a weights file describes and holds."""
-    make = {"dense": generator, "conv": build_dc_generator}
     try:
-        G = make[numbers["arch"]](numbers["noise_dim"])
+        G = GENERATORS[numbers["arch"]](numbers["noise_dim"])
         if "state_dict" in numbers:
             G.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
@@ -182,8 +190,26 @@ def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
 
 def won_by_D(run: run_folder.Run) -> int:
     """Steps for which D's logged loss has been below 0.01 by now."""
-    rows = (row for row in reversed(run.rows) if row["split"] == "train")
-    return run.step - next((row["step"] for row in rows if row["d_loss"] >= 0.01), 0)
+    undecided = [row["step"] for row in run.rows if row["split"] == "train" and row["d_loss"] >= 0.01]
+    return run.step - max(undecided, default=0)
+
+
+@torch.no_grad()
+def mean_d_g_z(D: nn.Module, G: nn.Module, z: Tensor, probability: Callable) -> Tensor:
+    """D(G(z)) with G in eval mode: the networks stay as they are."""
+    x_fake = 2 * sample(G, z).flatten(1) - 1  # (B, 784) in [-1, 1]
+    return probability(D(x_fake)).mean()
+
+
+def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> None:
+    """The distance of G's samples to held-out images, and a line if they are all of one kind."""
+    import fid
+
+    run.check()
+    seen = fid.measured(partial(draw, G), judges)
+    if seen:
+        run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
+        fid.warn_if_collapsed(run.step, seen)
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -194,44 +220,40 @@ def train(args: Namespace, device: torch.device) -> None:
         common.fail(f"{data} is in colour; gan_mnist.py is made for grey images, dcgan.py for colour")
     if args.arch == "conv" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch conv needs at least 2 images")
-    numbers = {k: getattr(args, k) for k in ("loss", "arch", "noise_dim")}
-    numbers |= {"image_size": 28, "data": data.source, "trained_on": f"{data}{data.note}"}
+    numbers = {"loss": args.loss, "arch": args.arch, "noise_dim": args.noise_dim, "image_size": 28}
+    numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G = build(numbers).to(device)
-    D = {"dense": discriminator, "conv": build_dc_classifier}[args.arch]()
-    D = D.to(device, memory_format=torch.channels_last)
-    if args.loss == "gan":
-        d_loss_fn, g_loss_fn, probability = discriminator_loss, generator_loss, torch.sigmoid
-    else:
-        d_loss_fn, g_loss_fn, probability = ls_discriminator_loss, ls_generator_loss, lambda scores: scores
+    D = DISCRIMINATORS[args.arch]().to(device, memory_format=torch.channels_last)
+    d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
     G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
-    averaged = args.ema and AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
-    shown_G = averaged.module if averaged else G
+    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
+    shown_G = G
+    if args.ema:
+        averaged = AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
+        objects["averaged"], shown_G = averaged, averaged.module
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}"
-    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
-    objects |= {"averaged": averaged} if averaged else {}
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
     judges = fid.judges(data, args.data_dir, device)
-    on_the_way = {key: judges[key] for key in ("fd_lenet",) if key in judges}
+    on_the_way = {key: judge for key, judge in judges.items() if key == "fd_lenet"}
     pixels = common.to_device(data.train, device)
-    noise = lambda: ranks.mine(sample_noise(args.batch_size, args.noise_dim)).to(device)
-    taken_for_data = lambda z: probability(D(2 * sample(G, z).flatten(1) - 1)).mean()  # D(G(z)), G in eval mode
-    fast_G, fast_D = (common.compiled(ranks.distributed(model), args.compile) for model in (G, D))
+    fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
         logged, sampled = step % args.log_every == 0, step % args.sample_every == 0
-        x = pixels[ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
+        x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
         # (1) update D: on data and on samples that no gradient goes through
+        z = sample_noise(len(x), args.noise_dim).to(device)
         with autocast:
             with torch.no_grad():
-                x_fake = fast_G(noise())
+                x_fake = fast_G(z)
             logits_real, logits_fake = fast_D(torch.cat([x, x_fake])).float().chunk(2)  # each (B, 1)
         d_loss = d_loss_fn(logits_real, logits_fake)
         D_optimizer.zero_grad()
@@ -239,9 +261,9 @@ def train(args: Namespace, device: torch.device) -> None:
         D_optimizer.step()
 
         # (2) update G: through D, whose weights need no gradient now
-        z = noise()
+        z = sample_noise(len(x), args.noise_dim).to(device)
         if logged:
-            run.add("before G's step", d_g_z=taken_for_data(z))
+            run.add("before G's step", d_g_z=mean_d_g_z(D, G, z, probability))
         with ranks.frozen(fast_D), autocast:
             logits_fake = fast_D(fast_G(z)).float()
         g_loss = g_loss_fn(logits_fake)
@@ -249,24 +271,20 @@ def train(args: Namespace, device: torch.device) -> None:
         g_loss.backward()
         G_optimizer.step()
         if logged:
-            run.add("after G's step", d_g_z=taken_for_data(z))
-        if averaged:
+            run.add("after G's step", d_g_z=mean_d_g_z(D, G, z, probability))
+        if args.ema:
             averaged.update_parameters(G)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if sampled or step == args.steps:
-            grid = sample(shown_G, sample_noise(64, args.noise_dim, seed=0))
-            common.save_grid(grid, run.folder / f"samples/step_{step:07d}.png")
+            z = sample_noise(64, args.noise_dim, seed=0)
+            common.save_grid(sample(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
         if sampled:
-            run.check()
-        if sampled and (seen := fid.measured(partial(draw, shown_G), on_the_way)):
-            run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
-            fid.warn_if_collapsed(step, seen)
+            measure(shown_G, run, on_the_way)
         if logged or sampled:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
-    ranks.leave()
     results = fid.report(fid.measured(partial(draw, shown_G), judges), data, args.data_dir, run.folder)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
 
@@ -275,9 +293,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
     if not args.generate:
-        return train(args, device)
+        train(args, device)
+        return
 
-    numbers, folder = run_folder.find_weights("gan_mnist", "generator.pth", args)
+    numbers, path = common.find_weights("gan_mnist", "generator.pth", args)
+    folder = common.output_folder(args, path)
     G = build(numbers).to(device)
     x = torch.cat(list(draw(G, args.n, args.seed)))
     common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
