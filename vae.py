@@ -31,28 +31,23 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-import images
-import ranks
-import run_folder
+from plumbing import images, plots, ranks, run_folder
 
-ReLU = lambda: nn.ReLU(inplace=True)  # 5% of a step on a CPU
 WARMUP = 500  # steps in which the learning rate rises to --lr
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=64, lr=1e-3)
-    add = p.add_argument_group("model").add_argument
+    add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
     add("--arch", choices=["tsinghua", "technion", "mlp"], help="network (default: tsinghua for grey, else technion)")
-    add(
-        "--image-size",
-        type=common.number(int, 1, below=4097),
-        help="side in pixels (default: 32, or 64 for images that large)",
-    )
+    size_help = "side in pixels (default: 32, or 64 for images that large)"
+    add("--image-size", type=common.number(int, 1, below=4097), help=size_help)
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
     add("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term in the loss (beta-VAE)")
-    add = p.add_argument_group("trained weights").add_argument
+    add = p.group("trained weights")
+    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
     add("--interpolate", action="store_true", help="do not train: draw interpolation.png")
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
@@ -60,27 +55,17 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     return common.parse_args(p, argv)
 
 
-class SumOfGradient(torch.autograd.Function):
-    """y as it is; b, which has been added to it (B, C, H, W), gets y's gradient summed over all but the channels."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, b: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.mark_dirty(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
-        return grad, grad.sum((0, 2, 3))
-
-
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """PyTorch's, but for its bias's gradient, for which oneDNN, on a CPU, takes a fifth of a training step."""
+    """PyTorch's, its bias added apart: the bias's gradient costs oneDNN, on a CPU, a fifth of a bfloat16 step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        y = F.conv_transpose2d(x, self.weight, self.bias.detach(), self.stride, self.padding, self.output_padding)
-        return SumOfGradient.apply(y, self.bias)
+        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)
+        return y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+def relu() -> nn.ReLU:
+    """In place: 5% of a step on a CPU."""
+    return nn.ReLU(inplace=True)
 
 
 class EncoderCNN(nn.Module):
@@ -88,10 +73,16 @@ class EncoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        stage = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), ReLU())
+
+        def stage(i: int, o: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), relu())
+
         c = out_channels
         self.cnn = nn.Sequential(
-            stage(in_channels, c // 8), stage(c // 8, c // 4), stage(c // 4, c // 2), stage(c // 2, c)
+            stage(in_channels, c // 8),  # (B, C/8, H/2, W/2)
+            stage(c // 8, c // 4),
+            stage(c // 4, c // 2),
+            stage(c // 2, c),  # (B, C, H/16, W/16)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,11 +94,16 @@ class DecoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        up = lambda i, o: ConvTranspose2d(i, o, 4, 2, 1)
-        stage = lambda i, o: nn.Sequential(up(i, o), nn.BatchNorm2d(o), ReLU())
+
+        def stage(i: int, o: int) -> nn.Module:
+            return nn.Sequential(ConvTranspose2d(i, o, 4, 2, 1), nn.BatchNorm2d(o), relu())
+
         c = in_channels
         self.cnn = nn.Sequential(
-            stage(c, c // 2), stage(c // 2, c // 4), stage(c // 4, c // 8), up(c // 8, out_channels)
+            stage(c, c // 2),  # (B, C/2, H/8, W/8)
+            stage(c // 2, c // 4),
+            stage(c // 4, c // 8),
+            ConvTranspose2d(c // 8, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -146,8 +142,7 @@ class VAE(nn.Module):
 
     def reparameterize(self, mu: Tensor, log_sigma2: Tensor) -> Tensor:
         """z = μ + σ ⊙ ε: noise without parameters, so that the gradient reaches μ and σ."""
-        eps = ranks.like(torch.randn_like, mu) if self.training else torch.randn_like(mu)
-        return mu + torch.exp(0.5 * log_sigma2) * eps
+        return mu + torch.exp(0.5 * log_sigma2) * torch.randn_like(mu)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z, μ, log σ²), each (B, z_dim)."""
@@ -174,19 +169,26 @@ class TsinghuaVAE(VAE):
 
     def __init__(self, latent_dim: int) -> None:
         nn.Module.__init__(self)
-        conv = lambda i, o, stride: nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), ReLU())
-        up = lambda i, o, stride: nn.Sequential(ConvTranspose2d(i, o, 3, stride, 1, stride - 1), ReLU())
-        self.encoder = nn.Sequential(
+
+        def conv(i: int, o: int, stride: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), relu())
+
+        def up(i: int, o: int, stride: int) -> nn.Module:
+            return nn.Sequential(ConvTranspose2d(i, o, 3, stride, 1, stride - 1), relu())
+
+        features = [
             conv(1, 16, 1),  # (B, 16, 32, 32)
             conv(16, 32, 2),  # (B, 32, 16, 16)
             conv(32, 32, 1),  # (B, 32, 16, 16)
             conv(32, 16, 2),  # (B, 16, 8, 8)
             nn.Flatten(),
-            nn.Sequential(nn.Linear(16 * 8 * 8, 2 * latent_dim), ReLU()),
-            nn.Linear(2 * latent_dim, 2 * latent_dim),  # μ and log σ
-        )
+        ]
+        before_z = nn.Linear(16 * 8 * 8, 2 * latent_dim)
+        to_mu_and_log_sigma = nn.Linear(2 * latent_dim, 2 * latent_dim)
+        self.encoder = nn.Sequential(*features, nn.Sequential(before_z, relu()), to_mu_and_log_sigma)
+        after_z = nn.Linear(latent_dim, latent_dim)
         self.decoder = nn.Sequential(
-            nn.Sequential(nn.Linear(latent_dim, latent_dim), ReLU()),
+            nn.Sequential(after_z, relu()),
             nn.Linear(latent_dim, 16 * 8 * 8),
             nn.Unflatten(1, (16, 8, 8)),
             up(16, 32, 2),  # (B, 32, 16, 16)
@@ -197,9 +199,9 @@ class TsinghuaVAE(VAE):
         self.z_dim = latent_dim
         self.set_likelihood("bernoulli")
         # The ReLUs on both sides of z are as few as the latents: begin where they pass almost everything, or they die.
-        nn.init.ones_(self.encoder[5][0].bias)
-        nn.init.eye_(self.decoder[0][0].weight)
-        nn.init.constant_(self.decoder[0][0].bias, 2)  # z ~ N(0, I) is seldom below -2
+        nn.init.ones_(before_z.bias)
+        nn.init.eye_(after_z.weight)
+        nn.init.constant_(after_z.bias, 2)  # z ~ N(0, I) is seldom below -2
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)
@@ -220,8 +222,8 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
     if arch != "mlp":
         raise ValueError(f"no architecture {arch}; there are tsinghua, technion and mlp")
     d_x, h = math.prod(in_size), 512
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), ReLU())
-    return VAE(encoder, nn.Sequential(ReLU(), nn.Linear(h, d_x), nn.Unflatten(1, in_size)), in_size, latent_dim)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), relu())
+    return VAE(encoder, nn.Sequential(relu(), nn.Linear(h, d_x), nn.Unflatten(1, in_size)), in_size, latent_dim)
 
 
 def vae_loss(x, xr, z_mu, z_log_sigma2, x_sigma2, beta=1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,9 +248,7 @@ def bce_vae_loss(x, xr, mu, log_sigma2, beta=1.0, logits=False) -> tuple[Tensor,
     return rec + beta * kl, rec, kl
 
 
-def objective(
-    model: nn.Module, x: Tensor, likelihood: str, x_sigma2: float, beta: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def objective(model: nn.Module, x: Tensor, likelihood: str, x_sigma2: float, beta: float) -> tuple[Tensor, ...]:
     """(loss, reconstruction term, KL term) of a batch in the likelihood's range."""
     x_hat, mu, log_sigma2 = model(x, logits=likelihood == "bernoulli")
     if likelihood == "bernoulli":
@@ -343,27 +343,15 @@ def draw_interpolation(model: VAE, x: Tensor, labels: Tensor, path: Path, k: int
 @torch.no_grad()
 def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
     """Codes μ of 2,000 test images by class: their t-SNE, or, in two dimensions, themselves beside the manifold."""
-    from matplotlib.figure import Figure
-
-    x, labels, plane = x[:2000], labels[:2000], model.z_dim == 2
-    codes = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)]).numpy()
-    figure = Figure((12, 6) if plane else (6.5, 6), layout="constrained")
-    axes = figure.subplots(1, 1 + plane, squeeze=False)[0]
-    if plane:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
+    x, labels = x[:2000], labels[:2000]
+    mu = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)])
+    manifold = None
+    if model.z_dim == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
         q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
         z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
         tiles = visible(model, model.decode(z.to(next(model.parameters()).device)))
-        axes[1].imshow(make_grid(tiles, 20, padding=0).cpu().permute(1, 2, 0).numpy())
-        axes[1].set_title("decoded manifold")
-        axes[1].axis("off")
-    else:
-        from sklearn.manifold import TSNE
-
-        init = "pca" if model.z_dim > 1 else "random"
-        codes = TSNE(init=init, perplexity=min(30, (len(x) - 1) / 3), random_state=0).fit_transform(codes)
-    common.scatter(axes[0], codes, labels)
-    axes[0].set_title(f"codes of {len(x):,} test images{'' if plane else ', t-SNE'}")
-    figure.savefig(path)
+        manifold = make_grid(tiles, 20, padding=0)
+    plots.codes(mu.numpy(), labels, f"codes of {len(x):,} test images", path, manifold)
 
 
 def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespace) -> dict[str, object]:
@@ -373,8 +361,9 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespac
     print("evaluating on held-out images ...", flush=True)
     model.eval()
     terms = evaluate(model, data.test, beta=1.0)
-    bound, some, k = elbo(model, terms["rec"], terms["kl"], data.test[0].numel()), data.test[:1000], 128
-    results = {"elbo": bound, "rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
+    some, k = data.test[:1000], 128
+    results = {"elbo": elbo(model, terms["rec"], terms["kl"], data.test[0].numel())}
+    results |= {"rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
     results |= {"log_px": log_px(model, some, k), "log_px_images": len(some), "log_px_samples": k}
     draw_reconstructions(model, data.test, folder / "reconstructions.png")
     draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
@@ -422,34 +411,37 @@ def start_well(model: VAE, x: Tensor) -> None:
 
 def train(args: Namespace, device: torch.device) -> None:
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
-    channels, args.image_size = data.train.shape[1:3]
-    args.arch = args.arch or ("tsinghua" if (channels, args.image_size) == (1, 32) else "technion")
-    args.likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
-    numbers = {k: getattr(args, k) for k in ("arch", "latent_dim", "image_size", "likelihood", "x_sigma2", "beta")}
-    numbers |= {"channels": channels, "data": data.source, "trained_on": f"{data}{data.note}"}
-
-    if args.arch == "technion" and args.batch_size == 1:
+    channels, image_size = data.train.shape[1:3]
+    arch = args.arch or ("tsinghua" if (channels, image_size) == (1, 32) else "technion")
+    likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
+    if arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
+    numbers = {"arch": arch, "latent_dim": args.latent_dim, "channels": channels, "image_size": image_size}
+    numbers |= {"likelihood": likelihood, "x_sigma2": args.x_sigma2, "beta": args.beta}
+    numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     model = build(numbers).to(device)
     start_well(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
-    variant = f"vae-{data.name}-{args.arch}-z{args.latent_dim}" + (f"-beta{args.beta:g}" if args.beta != 1 else "")
-    variant += f"-sigma{args.x_sigma2:g}" if args.likelihood == "gaussian" else ""
+    variant = f"vae-{data.name}-{arch}-z{args.latent_dim}"
+    if args.beta != 1:
+        variant += f"-beta{args.beta:g}"
+    if likelihood == "gaussian":
+        variant += f"-sigma{args.x_sigma2:g}"
     run = run_folder.Run(args, variant, data, {"model": model, "optimizer": optimizer}, {"vae.pth": (model, numbers)})
     if run.finished():
         return
     pixels = common.to_device(data.train, device)
-    shared_model = ranks.distributed(model)
+    shared_model = common.for_training(model, compile=False)
     terms = common.compiled(objective, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
-        i = ranks.mine(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
         x = scale(model, pixels[i])  # (B, C, H, W)
         with autocast:
-            loss, rec, kl = terms(shared_model, x, args.likelihood, args.x_sigma2, args.beta)
+            loss, rec, kl = terms(shared_model, x, likelihood, args.x_sigma2, args.beta)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -465,7 +457,6 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
-    ranks.leave()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
@@ -474,9 +465,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
     if not (args.generate or args.interpolate or args.eval or args.export):
-        return train(args, device)
+        train(args, device)
+        return
 
-    numbers, folder = run_folder.find_weights("vae", "vae.pth", args)
+    numbers, path = common.find_weights("vae", "vae.pth", args)
+    folder = common.output_folder(args, path)
     model = build(numbers).to(device).eval()
     if args.generate:
         common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))
@@ -491,8 +484,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.eval:
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder, args))
     if args.export:
+        from plumbing.export import export
+
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        common.export(Reconstruction(model.cpu()), (x,), folder / "VAE_model.pth")
+        export(Reconstruction(model.cpu()), (x,), folder / "VAE_model.pth")
 
 
 if __name__ == "__main__":
