@@ -20,9 +20,6 @@ of an AMD EPYC (Zen 5), bf16): the first command 1.548 after 106 seconds (1,000 
 """
 
 import copy
-import glob
-import hashlib
-import importlib
 import itertools
 import math
 import os
@@ -44,46 +41,39 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 import common
-import ranks
-import run_folder
+from plumbing import ranks, run_folder, texts
 
 WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3)
-    add = p.add_argument_group("data").add_argument
+    add = p.group("data")
     add("--min-count", type=common.number(int, 1), default=1, help="remove characters that occur less often")
     add("--held-out", type=common.number(float, 0, below=1), default=0.1, help="part of the text, its end, not trained")
-    add = p.add_argument_group("model").add_argument
+    add = p.group("model")
     add("--h-dim", type=common.number(int, 1), default=512, help="hidden units per layer")
     add("--n-layers", type=common.number(int, 1, below=101), default=2, help="layers")
     add("--dropout", type=common.number(float, 0, below=1), default=0.4, help="on every layer's output")
-    add = p.add_argument_group("optimisation").add_argument
+    add = p.group("optimisation")
     add("--seq-len", type=common.number(int, 1), default=64, help="steps of truncated backpropagation through time")
     add("--clip", type=common.number(float, 0, above=True), default=1.0, help="largest norm of the gradient")
     add("--lr-schedule", choices=["cosine", "plateau"], default="cosine", help="to 0 at --steps, or halved on plateaus")
     add("--ema", type=common.number(float, 0, below=1), default=0.998, help="decay of the averaged weights; 0 is none")
     add("--eval-every", type=common.number(int, 1), default=500, help="steps between measurements of held-out loss")
-    add(
-        "--early-stopping",
-        type=common.number(int, 0),
-        default=0,
-        help="stop after so many without a new best; 0: never",
-    )
-    add = p.add_argument_group("trained weights").add_argument
+    add = p.group("run")
+    stopping_help = "stop after so many measurements without a new best; 0: never"
+    add("--early-stopping", type=common.number(int, 0), default=0, help=stopping_help)
+    add = p.group("trained weights")
+    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--start", help="text that --generate goes on from (default: a line break)")
     add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
     add("--n-samples", type=common.number(int, 1), default=1, help="texts that --generate prints")
     add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
     add("--top-k", type=common.number(int, 1), help="draw from the k likeliest characters only")
-    add(
-        "--top-p",
-        type=common.number(float, 0, above=True, below=1),
-        help="and from the likeliest that make up this probability",
-    )
+    top_p_help = "and from the likeliest that make up this probability"
+    add("--top-p", type=common.number(float, 0, above=True, below=1), help=top_p_help)
     add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
-    add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
     return common.parse_args(p, argv)
 
 
@@ -166,83 +156,13 @@ class Text(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        held_out = f" + {len(self.test):,} held-out" * (self.test is not self.train)
+        held_out = "" if self.test is self.train else f" + {len(self.test):,} held-out"
         return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
 
 
-GIT_FILES = {  # name: the SHA-1 by which git knows the file's content, and where to get it
-    "tinyshakespeare": (
-        "7dcb3a2d4cc3b48b6283dd46870bfeb78f88aac9",
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "https://raw.githubusercontent.com/karpathy/ng-video-lecture/master/input.txt",
-    ),
-    "shakespeare": (
-        "8dc7d27dcfb2514eb9a535b398c873d4beca818b",
-        "https://raw.githubusercontent.com/cedricdeboom/character-level-rnn-datasets/master/datasets/shakespeare.txt",
-    ),
-}
-
-
-def check_text(path: Path, sha1: str | None) -> None:
-    """Raises ValueError for another file than the one with this SHA-1, or, where there is none, for a web page."""
-    data = path.read_bytes()
-    if sha1 and hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != sha1:
-        raise ValueError(f"{len(data):,} bytes that are not the expected text")
-    if not sha1 and data.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
-        raise ValueError("a web page, not a text")
-
-
-def read_text(source: str, data_dir: str) -> str:
-    """The text that --data means. Raises OSError when it is not to be had, ValueError when it is no text."""
-    if source == "python":  # the language reference that help() shows; in every Python installation
-        topics = importlib.import_module("pydoc_data.topics").topics
-        return "\n\n".join(topics[key] for key in sorted(topics))
-    if source in GIT_FILES or source.startswith(("http://", "https://")):
-        sha1, *urls = GIT_FILES.get(source, (None, source))
-        key = source if sha1 else f"downloads/{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-        files = [Path(data_dir, f"{key}.txt")]
-        try:
-            if not files[0].exists():
-                common.download(urls, files[0], partial(check_text, sha1=sha1))
-        except OSError as error:
-            raise OSError(f"the download failed ({error}); copy the text to {files[0]} or use a network") from None
-    else:
-        path = Path(source)
-        if path.is_dir():
-            files, missing = sorted(path.rglob("*.txt")), "there is no .txt file in it"
-        else:  # a name first, a pattern if it is none
-            files, missing = [path] if path.is_file() else sorted(map(Path, glob.glob(source))), "there is no such file"
-        if not files:
-            raise FileNotFoundError(missing)
-    texts = []
-    for file in files:
-        data = file.read_bytes()
-        if b"\0" in data:
-            raise ValueError(f"{file} is a binary file, not a text")
-        try:
-            texts.append(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
-        except UnicodeDecodeError as e:
-            wrong = f"byte {data[e.start]:#04x} at position {e.start:,}"
-            raise ValueError(f"{file} is not UTF-8 text ({wrong}); convert it, for example with iconv") from None
-    return "\n".join(texts)
-
-
-@ranks.one_per_machine()
 def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
     """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
-    asked, source, note = source, source or "tinyshakespeare", ""
-    try:
-        try:
-            text = read_text(source, data_dir)
-        except OSError as error:
-            if asked:
-                raise
-            print(f"WARNING: tiny Shakespeare is not to be had: {error}.")
-            print("WARNING: going on with the Python documentation that comes with Python instead.", flush=True)
-            source, note = "python", ", a substitute: tiny Shakespeare was not to be had"
-            text = read_text(source, data_dir)
-    except (OSError, ValueError, ImportError) as error:
-        common.fail(f"--data {source}: {error}")
+    text, source, note = texts.read_usual(source, data_dir)
     rare = {c: n for c, n in sorted(Counter(text).items()) if n < min_count}
     text, _ = remove_chars(text, list(rare))
     char_to_idx, _ = char_maps(text)
@@ -319,9 +239,16 @@ class GRULayer(nn.Module):
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
         super().__init__()
-        uniform = lambda: nn.Parameter(torch.empty(in_dim, h_dim).uniform_(-1, 1) / in_dim**0.5)
-        orthogonal = lambda: nn.Parameter(nn.init.orthogonal_(torch.empty(h_dim, h_dim)))
-        bias = lambda value: nn.Parameter(torch.full((h_dim,), value))
+
+        def uniform() -> nn.Parameter:
+            return nn.Parameter(torch.empty(in_dim, h_dim).uniform_(-1, 1) / in_dim**0.5)
+
+        def orthogonal() -> nn.Parameter:
+            return nn.Parameter(nn.init.orthogonal_(torch.empty(h_dim, h_dim)))
+
+        def bias(value: float) -> nn.Parameter:
+            return nn.Parameter(torch.full((h_dim,), value))
+
         self.W_xz, self.W_xr, self.W_xg = uniform(), uniform(), uniform()
         self.W_hz, self.W_hr, self.W_hg = orthogonal(), orthogonal(), orthogonal()
         self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)  # z begins near 1: it remembers
@@ -358,12 +285,13 @@ class MultilayerGRU(nn.Module):
         """
         if hidden_state is None:
             hidden_state = self.W_hy.new_zeros(len(input), self.n_layers, self.h_dim)
-        x, last = input.transpose(0, 1), []  # (S, B) or (S, B, V)
+        x = input.transpose(0, 1)  # (S, B) or (S, B, V)
+        last = []
         for layer, h in zip(self.layers, hidden_state.unbind(1), strict=True):
             x, h = layer(x, h)  # (S, B, H), (B, H)
             last.append(h)
             if self.training and self.dropout:  # F.dropout draws its mask 4 times slower on a CPU
-                u = ranks.mine(torch.rand(len(x), ranks.size() * x.shape[1], self.h_dim, device=x.device), 1)
+                u = torch.rand(x.shape, device=x.device)
                 x = x * ((u >= self.dropout).to(x.dtype) / (1 - self.dropout))
         return F.linear(x, self.W_hy.t(), self.b_y).transpose(0, 1), torch.stack(last, 1)
 
@@ -435,6 +363,18 @@ def generate_from_model(model: MultilayerGRU, start_sequence: str, n_chars: int,
     return start_sequence + "".join(idx_to_char[next(drawn)] for _ in range(n_chars - len(start_sequence)))
 
 
+def build(numbers: dict) -> MultilayerGRU:
+    """The model that the flags describe, or that a weights file describes and holds."""
+    try:
+        V = len(numbers["chars"])
+        model = MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
+        if "state_dict" in numbers:
+            model.load_state_dict(numbers["state_dict"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        common.fail(error)
+    return model
+
+
 @torch.no_grad()
 def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     """Mean −log p, in nats, of each of ids[1:] given all characters before it, without dropout.
@@ -442,20 +382,41 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     A long text is cut into at most 64 streams that run side by side. Each begins `warm` characters early, to have a
     hidden state when its part comes; on tiny Shakespeare the result is that of one long stream to 2e-7 nats.
     """
-    n, training, total = len(ids) - 1, model.training, 0.0
-    streams = max(1, min(64, n // (4 * warm)))
-    first = torch.arange(streams)[:, None] * math.ceil(n / streams)  # (K, 1), the first position that stream k scores
-    last = (first + math.ceil(n / streams)).clamp(max=n)
-    begin, hidden, device = (first - warm).clamp(min=0), None, model.W_hy.device
+    n, device, training = len(ids) - 1, model.W_hy.device, model.training
+    n_streams = max(1, min(64, n // (4 * warm)))
+    length = math.ceil(n / n_streams)
+    own = torch.arange(n_streams)[:, None] * length  # (K, 1): the position of the first target that is stream k's own
+    end = (own + length).clamp(max=n)
+    start = (own - warm).clamp(min=0)
+    total, hidden = 0.0, None
     model.eval()
-    for i in range(0, int((last - begin).max()), 128):
-        at = begin + torch.arange(i, i + 128)  # (K, 128)
-        scored = ((first <= at) & (at < last)).to(device)
-        x, y = ids[at.clamp(max=n - 1)].to(device), ids[at.clamp(max=n - 1) + 1].to(device)
-        logits, hidden = model(x, hidden)
-        total += F.cross_entropy(logits.float()[scored], y[scored], reduction="sum").item()
+    for done in range(0, int((end - start).max()), 128):
+        position = start + done + torch.arange(128)  # (K, 128)
+        scored = ((own <= position) & (position < end)).to(device)
+        position = position.clamp(max=n - 1)
+        logits, hidden = model(ids[position].to(device), hidden)
+        targets = ids[position + 1].to(device)
+        total += F.cross_entropy(logits.float()[scored], targets[scored], reduction="sum").item()
     model.train(training)
     return total / n
+
+
+def cosine_with_warmup(step: int, steps: int) -> float:
+    """The factor of the learning rate after `step` steps: up in WARMUP of them, then along a cosine to 0."""
+    return min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def out_of_patience(args: Namespace, state: dict) -> bool:
+    """--early-stopping."""
+    return 0 < args.early_stopping <= state["waited"]
+
+
+def write_sample(model: MultilayerGRU, chars: str, path: Path) -> None:
+    """500 characters of the model's own."""
+    written = generate_from_model(model, chars[0], 500, char_maps(chars), T=0.8)
+    if not ranks.rank():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(written, encoding="utf-8")
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -469,32 +430,33 @@ def train(args: Namespace, device: torch.device) -> None:
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
     model = build(numbers).to(device)
     averaged = AveragedModel(model, multi_avg_fn=partial(common.average, args.ema))
+    best = copy.deepcopy(averaged.module)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
-    cosine = lambda t: min(1, (t + 1) / WARMUP) * (1 + math.cos(math.pi * t / args.steps)) / 2
     if args.lr_schedule == "cosine":
-        schedule = LambdaLR(optimizer, cosine)
+        schedule = LambdaLR(optimizer, partial(cosine_with_warmup, steps=args.steps))
     else:
         schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
-    state = run_folder.State(steps=args.steps, hidden=None, best=None, measured={}, waited=0)
-    objects = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule, "state": state}
-    best = Namespace(state_dict=lambda: state["best"] or averaged.module.state_dict())
+    state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
+    objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
-    run = run_folder.Run(args, variant, text, objects, {"char_rnn.pth": (best, numbers)})
-    numbers |= state["measured"]
-    stopped_early = lambda: 0 < args.early_stopping <= state["waited"]
+    run = run_folder.Run(args, variant, text, objects | {"state": state}, {"char_rnn.pth": (best, numbers)})
+    run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
     if run.finished():
         return
-    if stopped_early() and run.evaluated:
-        return print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
+    if out_of_patience(args, state):
+        if run.evaluated:
+            print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
+            return
+        run.end_early()
     if args.lr_schedule == "cosine":
         state.plan(args.steps)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-    forward = common.compiled(ranks.distributed(model), args.compile)
+    forward = common.for_training(model, args.compile)
 
-    for step in () if stopped_early() else run.steps():
+    for step in run.steps():
         x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
-        x, y = ranks.mine(x), ranks.mine(y)
-        hidden = None if first else ranks.mine(state["hidden"].to(device))
+        x, y = map(ranks.share, (x, y))
+        hidden = None if first else ranks.share(state["hidden"].to(device))
         with autocast:
             logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
         loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
@@ -517,60 +479,44 @@ def train(args: Namespace, device: torch.device) -> None:
                 schedule.step(nats)
             state["waited"] += 1
             if nats < state["measured"].get("nats", math.inf):
-                state["best"] = copy.deepcopy(averaged.module.state_dict())
                 state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
-                numbers |= state["measured"]
+                best.load_state_dict(averaged.module.state_dict())
+                run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
+        if not state["measured"]:  # the latest, until there is a best
+            best.load_state_dict(averaged.module.state_dict())
         if measured or step % args.log_every == 0:
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
-            written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
-            file = run.folder / f"samples/step_{step:07d}.txt"
-            if not ranks.rank():
-                file.parent.mkdir(exist_ok=True)
-                file.write_text(written, encoding="utf-8")
-        if stopped_early():
-            run.save()
+            write_sample(averaged.module, text.chars, run.folder / f"samples/step_{step:07d}.txt")
+        if out_of_patience(args, state):
             print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
-            break
-    ranks.leave()
-    averaged.module.load_state_dict(best.state_dict())
-    nats = evaluate(averaged.module, text.test)  # in float32
-    results = {
-        "train_minutes": run.seconds / 60,
-        "nats": nats,
-        "bits": nats / math.log(2),
-        "best_step": numbers.get("step", run.step),
-    }
+            run.end_early()
+    nats = evaluate(best, text.test)  # in float32
+    results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}
+    results["best_step"] = state["measured"].get("step", run.step)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
-
-
-def build(numbers: dict) -> MultilayerGRU:
-    """The model that the flags describe, or that a weights file describes and holds."""
-    try:
-        V = len(numbers["chars"])
-        model = MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
-        if "state_dict" in numbers:
-            model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        common.fail(error)
-    return model
 
 
 def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     """--generate: the text to standard output, as it is made."""
     char_to_idx, idx_to_char = char_maps(chars)
-    start = args.start if args.start is not None else "\n" if "\n" in chars else chars[0]
-    if not start or set(start) - set(chars):
-        strange = "".join(sorted(set(start) - set(chars)))
-        common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}" if start else "--start is empty")
+    start = args.start
+    if start is None:
+        start = "\n" if "\n" in chars else chars[0]
+    if not start:
+        common.fail("--start is empty")
+    strange = "".join(sorted(set(start) - set(chars)))
+    if strange:
+        common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}")
     if sys.stdout is None:
         common.fail("standard output is closed")
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(encoding="utf-8")
+    begun = [char_to_idx[c] for c in start]
     try:
         for k in range(args.n_samples):
             print("\n" * (k > 0) + start, end="")
-            drawn = continuation(model, [char_to_idx[c] for c in start], args.temperature, args.top_k, args.top_p)
+            drawn = continuation(model, begun, args.temperature, args.top_k, args.top_p)
             for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
                 print(idx_to_char[i], end="", flush=True)
             print(flush=True)
@@ -583,7 +529,7 @@ def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
 def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     """--score: nats and bits per character of a text."""
     try:
-        text = read_text(args.score, args.data_dir)
+        text = texts.read_text(args.score, args.data_dir)
     except (OSError, ValueError) as error:
         common.fail(f"--score {args.score}: {error}")
     strange = sorted(set(text) - set(chars))
@@ -599,22 +545,16 @@ def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
-    if not (args.generate or args.score or args.export):
-        return train(args, device)
+    if not (args.generate or args.score):
+        train(args, device)
+        return
 
-    numbers, folder = run_folder.find_weights("char_rnn", "char_rnn.pth", args, write=args.export)
+    numbers, _ = common.find_weights("char_rnn", "char_rnn.pth", args)
     model = build(numbers).to(device).eval()
     if args.generate:
         write(args, model, numbers["chars"])
     if args.score:
         score(args, model, numbers["chars"])
-    if args.export:
-        step = OneStep(model.cpu())
-        common.export(
-            step,
-            (torch.arange(3) % model.in_dim, torch.randn(3, model.n_layers, model.h_dim)),
-            folder / "char_rnn_model.pth",
-        )
 
 
 if __name__ == "__main__":

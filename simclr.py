@@ -18,13 +18,11 @@ Measured on CIFAR-10's test images: linear 65.5%, kNN 55.6% (raw pixels 41.3%, 3
 --batch-size 256 --steps 1500 --warmup 100 --lr 0.12, 7.7 epochs, seed 0, in 116 minutes on two busy cores (AMD EPYC).
 """
 
-import copy
 import hashlib
 import math
 import os
 from argparse import Namespace
 from importlib.util import find_spec
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +32,22 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-import images
-import ranks
-import run_folder
+from plumbing import files, images, plots, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=9800, batch_size=512, lr=0.03, generates=False)  # a hundred epochs of CIFAR-10
-    add = p.add_argument_group("model").add_argument
+    p = common.parser(__doc__, steps=9800, batch_size=512, lr=0.03)  # a hundred epochs of CIFAR-10
+    add = p.group("model")
     add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
     add("--feature-dim", type=common.number(int, 1), default=128, help="dimensions of z")
     add("--image-size", type=common.number(int, 8, below=1025), help="side in pixels (default: 32, or 64 for larger)")
-    add = p.add_argument_group("optimisation").add_argument
+    add = p.group("optimisation")
     add("--tau", type=common.number(float, 0, above=True), default=0.5, help="temperature τ of the loss")
     add("--momentum", type=common.number(float, 0, below=1), default=0.9, help="of SGD")
     add("--weight-decay", type=common.number(float, 0), default=5e-4, help="of SGD")
     add("--warmup", type=common.number(int, 0), default=200, help="steps in which the learning rate rises")
-    add = p.add_argument_group("evaluation").add_argument
+    add = p.group("trained weights")
     add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
-    fit_help = "steps that the same network is trained on those labels alone, and with --finetune from the encoder"
-    add("--fit-steps", type=common.number(int, 0), default=1000, help=fit_help)
-    add("--finetune", action="store_true", help="in the evaluation, also train the encoder on the labels: not frozen")
     add("--eval", action="store_true", help="do not train: evaluate a run")
     add("--features", metavar="FILE.npz", help="do not train: write the features h of the images of --data")
     return common.parse_args(p, argv)
@@ -70,7 +63,8 @@ def floats(x: Tensor) -> Tensor:
 
 
 def uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
-    return low + (high - low) * ranks.rand(n, device=device)
+    """(n,) numbers between low and high."""
+    return low + (high - low) * torch.rand(n, device=device)
 
 
 def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 / 4, 4 / 3)) -> Tensor:
@@ -82,24 +76,33 @@ def crop_boxes(n: int, size: int, device: torch.device, scale: tuple, ratio=(3 /
     first = fits.int().argmax(1)
     sides = tries.gather(2, first.expand(2, n)[..., None])[..., 0]  # (2, n)
     sides = torch.where(fits.any(1), sides, float(size))
-    corner = ranks.mine(torch.rand(2, n * ranks.size(), device=device), 1) * (size - sides + 1)
+    corner = torch.rand(2, n, device=device) * (size - sides + 1)
     return torch.cat([corner.floor(), sides])
 
 
-def resampling(start: Tensor, length: Tensor, size: int, reverse: Tensor | None = None) -> Tensor:
-    """(B, size, size): matrices that stretch `length` pixels from `start` on over all, bilinearly."""
-    source = (torch.arange(size, device=start.device) + 0.5) * length[:, None] / size - 0.5  # (B, size)
-    source = source.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
-    if reverse is not None:
-        source = torch.where(reverse[:, None], source.flip(1), source)
-    return F.relu(1 - (source[:, :, None] - torch.arange(size, device=start.device)).abs())
+def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """(B, size, size): matrices that stretch `length` pixels from `start` on, each (B,), over `size`, bilinearly.
+
+    Row i has the weights of the pixels that output pixel i is made from: 1 − their distance to its place among them.
+    """
+    pixel = torch.arange(size, device=start.device)
+    place = (pixel + 0.5) * length[:, None] / size - 0.5  # (B, size), within the crop
+    place = place.clamp(min=0).minimum(length[:, None] - 1)
+    distance = (place + start[:, None])[:, :, None] - pixel  # (B, size, size)
+    return F.relu(1 - distance.abs())
+
+
+def mirror(columns: Tensor, chosen: Tensor) -> Tensor:
+    """Matrices (B, S, S) of `resampling`, reversed where `chosen` (B,) says so."""
+    return torch.where(chosen[:, None, None], columns.flip(1), columns)
 
 
 def crop_and_flip(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
     """Random resized crop, mirrored half of the time: two small matrix products per channel."""
-    top, left, height, width = crop_boxes(len(x), x.shape[-1], x.device, scale)
-    mirrored = ranks.rand(len(x), device=x.device) < 0.5
-    rows, columns = resampling(top, height, x.shape[-1]), resampling(left, width, x.shape[-1], mirrored)
+    size = x.shape[-1]
+    top, left, height, width = crop_boxes(len(x), size, x.device, scale)
+    mirrored = torch.rand(len(x), device=x.device) < 0.5
+    rows, columns = resampling(top, height, size), mirror(resampling(left, width, size), mirrored)
     return rows[:, None] @ x @ columns[:, None].mT
 
 
@@ -124,31 +127,39 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-ADJUST = (
-    lambda x, factor: (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1),  # brightness
-    lambda x, factor: blend(x, grey(x).mean((2, 3), keepdim=True), factor),  # contrast
-    lambda x, factor: blend(x, grey(x), factor),  # saturation
-    turn_hue,
-)
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, grey(x).mean((2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return blend(x, grey(x), factor)
+
+
+ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, turn_hue)  # each (B, 3, S, S), (B,) -> (B, 3, S, S)
 
 
 def jitter(x: Tensor, p: float = 0.8) -> Tensor:
     """Brightness, contrast, saturation by 0.4 and hue by 0.1, in an order of its own for every image."""
     n, device = len(x), x.device
-    amounts = torch.stack([*(uniform(n, 0.6, 1.4, device) for _ in range(3)), uniform(n, -0.1, 0.1, device)])
-    order = ranks.rand(n, 4, device=device).argsort(1)
-    order[ranks.rand(n, device=device) >= p] = -1  # these are left alone
+    factors = [uniform(n, 0.6, 1.4, device) for _ in range(3)]
+    amounts = [*factors, uniform(n, -0.1, 0.1, device)]
+    order = torch.rand(n, 4, device=device).argsort(1)
+    order[torch.rand(n, device=device) >= p] = -1  # these are left alone
     for turn in order.T:
-        for adjust, which, amount in zip(ADJUST, range(4), amounts, strict=True):
-            i = (turn == which).nonzero()[:, 0]
-            x[i] = adjust(x[i], amount[i])
+        for k, adjust in enumerate(ADJUST):
+            i = (turn == k).nonzero()[:, 0]
+            x[i] = adjust(x[i], amounts[k][i])
     return x
 
 
 def augment(x: Tensor) -> Tensor:
     """uint8 images (B, 1 or 3, S, S) -> one view of each, (B, 3, S, S) in [0, 1]."""
     x = jitter(crop_and_flip(floats(x)))
-    colourless = ranks.rand(len(x), 1, 1, 1, device=x.device) < 0.2
+    colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
     return torch.where(colourless, grey(x), x)
 
 
@@ -250,9 +261,10 @@ def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
 @torch.no_grad()
 def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16: bool) -> Tensor:
     """h (N, width) of uint8 images, in eval mode, on the device."""
-    training, out, n = f.training, [], max(1, 250 * 32**2 // x.shape[-1] ** 2)
+    training, out = f.training, []
+    n = max(1, 250 * 32**2 // x.shape[-1] ** 2)
     f.eval()
-    for part in common.progress(x.split(n), "features", math.ceil(len(x) / n)):
+    for part in files.progress(x.split(n), "features", math.ceil(len(x) / n)):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out.append(f(whole(part, numbers, device)).float())
     f.train(training)
@@ -261,7 +273,8 @@ def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16
 
 def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int = 200, tau: float = 0.1) -> float:
     """Of a vote of the k nearest of the bank (N, D) by cosine, each with weight exp(sim/τ) (Wu et al. 2018, 3.4)."""
-    bank, right, n_classes = F.normalize(bank, dim=1), 0, int(labels.max()) + 1
+    bank, n_classes = F.normalize(bank, dim=1), int(labels.max()) + 1
+    right = 0
     for part, y in zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True):
         similar, i = (part @ bank.T).topk(min(k, len(bank)))  # (B, k)
         votes = similar.new_zeros(len(part), n_classes).scatter_add_(1, labels[i], (similar / tau).exp())
@@ -286,32 +299,21 @@ def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
     return layer.requires_grad_(False)
 
 
+def accuracy(layer: nn.Linear, h: Tensor, labels: Tensor) -> float:
+    return (layer(h).argmax(1) == labels).float().mean().item()
+
+
 def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) -> float:
     """Of logistic regression on standardised features (N, D), l2 chosen on a fifth of the training labels."""
-    std = h.std(0)
-    std, mean = torch.where(std > 1e-4, std, 1.0), h.mean(0)
-    h, test_h, n = (h - mean) / std, (test_h - mean) / std, len(h) - len(h) // 5
-    right = lambda layer, h, y: (layer(h).argmax(1) == y).float().mean().item()
-    tried = {l2: right(logistic_regression(h[:n], labels[:n], l2), h[n:], labels[n:]) for l2 in (1e-3, 1e-2, 1e-1)}
-    return right(logistic_regression(h, labels, max(tried, key=tried.get)), test_h, truth)
-
-
-def fit(model: Model, data: images.ImageData, some: Tensor, numbers: dict, args: Namespace, title: str) -> nn.Module:
-    """A copy of f and a linear layer, both trained on `some` labelled images (crops and flips): what is not frozen."""
-    device = torch.device(args.device)
-    net = nn.Sequential(copy.deepcopy(model.f), nn.Linear(model.width, int(data.train_labels.max()) + 1))
-    net = net.to(device).train()
-    optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    for step in common.progress(range(1, args.fit_steps + 1), title, args.fit_steps):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * (step - 1) / args.fit_steps)) / 2
-        i = some[common.batch_indices(len(some), 128, step, args.seed)]
-        views = crop_and_flip(floats(data.train[i].to(device)), scale=(0.5, 1.0))
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            logits = net(normalise(views, numbers)).float()
-        optimizer.zero_grad()
-        F.cross_entropy(logits, data.train_labels[i].to(device)).backward()
-        optimizer.step()
-    return net
+    mean, std = h.mean(0), h.std(0)
+    std = torch.where(std > 1e-4, std, 1.0)
+    h, test_h = (h - mean) / std, (test_h - mean) / std
+    n = len(h) - len(h) // 5
+    tried = {}
+    for l2 in (1e-3, 1e-2, 1e-1):
+        tried[l2] = accuracy(logistic_regression(h[:n], labels[:n], l2), h[n:], labels[n:])
+    best_l2 = max(tried, key=tried.get)
+    return accuracy(logistic_regression(h, labels, best_l2), test_h, truth)
 
 
 def fingerprint(f: nn.Module) -> str:
@@ -340,23 +342,27 @@ def draw_views(x: Tensor, path: Path) -> None:
 
 def draw_neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
     """Ten test images, of different classes where they can be, each before its nine nearest training images."""
-    first = [int((data.test_labels == c).nonzero()[0]) for c in data.test_labels.unique()]
-    ten = list(dict.fromkeys([*first, *range(len(test_h))]))[:10]
-    nearest = (F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T).topk(min(9, len(h))).indices.cpu()
-    rows = [x for i, near in zip(ten, nearest, strict=True) for x in (data.test[i : i + 1], data.train[near])]
+    one_per_class = [int((data.test_labels == c).nonzero()[0]) for c in data.test_labels.unique()]
+    ten = list(dict.fromkeys([*one_per_class, *range(len(test_h))]))[:10]
+    similar = F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T
+    nearest = similar.topk(min(9, len(h))).indices.cpu()
+    rows = [torch.cat([data.test[i : i + 1], data.train[near]]) for i, near in zip(ten, nearest, strict=True)]
     common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1])
 
 
-def draw_features(test_h: Tensor, labels: Tensor, path: Path) -> None:
-    """t-SNE of 2,000 test images' features, coloured by class."""
-    from matplotlib.figure import Figure
-    from sklearn.manifold import TSNE
+def pixels_as_features(x: Tensor, device: torch.device) -> Tensor:
+    """uint8 images (N, C, S, S) -> (N, D), at no more than 32 x 32."""
+    return F.adaptive_avg_pool2d(x.to(device).float() / 255, min(32, x.shape[-1])).flatten(1)
 
-    h = F.normalize(test_h[:2000], dim=1).cpu().numpy()
-    places = TSNE(init="pca", perplexity=min(30, (len(h) - 1) / 3), random_state=0).fit_transform(h)
-    axes = Figure((6.5, 6), layout="constrained").add_subplot(title=f"h of {len(h):,} test images, t-SNE")
-    common.scatter(axes, places, labels[:2000])
-    axes.figure.savefig(path)
+
+@torch.no_grad()
+def untrained_encoder(data: images.ImageData, numbers: dict, seed: int, device: torch.device) -> nn.Module:
+    """The same network as it begins, but with statistics for its BatchNorm: the harder baseline."""
+    torch.manual_seed(seed + 1)
+    f = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last).f
+    for x in data.train[:2500].split(250):
+        f(whole(x, numbers, device))
+    return f
 
 
 def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Path, args: Namespace) -> dict:
@@ -367,28 +373,19 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
     draw_neighbours(h, test_h, data, folder / "neighbours.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(test_h) > 4:
-        draw_features(test_h, data.test_labels, folder / "features.png")
+        shown = F.normalize(test_h[:2000], dim=1).cpu().numpy()
+        plots.codes(shown, data.test_labels[:2000], f"h of {len(shown):,} test images", folder / "features.png")
     results = {"test_images": len(data.test), "encoder_sha256": before}
     if data.train_labels.max() < 1:
         print("there is one class only: no accuracy can be measured")
     else:
         some = common.permutation(len(h), 0, 0)[: max(2, round(args.labels * len(h)))]
         results |= {"train_images": len(h), "few_labels": len(some), **judged(h, test_h, data, some)}
-        torch.manual_seed(args.seed + 1)
-        untrained = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last)
-        with torch.no_grad():
-            for x in data.train[:2500].split(250):  # statistics for BatchNorm: the harder baseline
-                untrained.f(whole(x, numbers, device))
-        random_h = (represent(untrained.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
+        untrained = untrained_encoder(data, numbers, args.seed, device)
+        random_h = [represent(untrained, x, numbers, device, args.bf16) for x in (data.train, data.test)]
+        flat = [pixels_as_features(x, device) for x in (data.train, data.test)]
         results |= {f"untrained_{k}": v for k, v in judged(*random_h, data, some).items()}
-        flat = lambda x: F.adaptive_avg_pool2d(x.to(device).float() / 255, min(32, x.shape[-1])).flatten(1)
-        results |= {f"pixels_{k}": v for k, v in judged(flat(data.train), flat(data.test), data, some).items()}
-        results |= {"fit_steps": args.fit_steps, "labels_alone_few": None, "finetuned_few": None}  # None: not measured
-        starts = {"labels_alone": untrained} | ({"finetuned": model} if args.finetune else {})
-        for name, start in starts.items() if args.fit_steps else ():
-            net = fit(start, data, some, numbers, args, name)
-            guesses = represent(net, data.test, numbers, device, bf16=False).argmax(1).cpu()
-            results |= {f"{name}_few": (guesses == data.test_labels).float().mean().item()}
+        results |= {f"pixels_{k}": v for k, v in judged(*flat, data, some).items()}
     after = fingerprint(model.f)
     print(f"frozen encoder: {before} before, {after} after evaluation")
     if after != before:
@@ -401,46 +398,27 @@ def write_features(model: Model, numbers: dict, args: Namespace) -> None:
     source, out, device = args.data or numbers["data"], Path(args.features), torch.device(args.device)
     if out.suffix != ".npz" or out.exists() or not os.access(out.parent, os.W_OK):
         common.fail(f"--features {out}: a new file.npz in a folder that can be written to is needed")
-    embed = lambda x: represent(model.f, x, numbers, device, args.bf16).cpu().numpy()
-    if source in ("mnist", "cifar10", "digits"):
-        data = images.load_images(source, "", args.data_dir, numbers["image_size"])
-        splits = {"train": (data.train, data.train_labels), "test": (data.test, data.test_labels)}
-        h = [embed(x) for x, _ in splits.values()]
-        names = [f"{split}/{i}" for split, (x, _) in splits.items() for i in range(len(x))]
-        labels = [int(y) for _, part in splits.values() for y in part]
-    else:
-        folder = images.image_folder(source, Path(args.data_dir))
-        files, names, h = sorted(images.image_files(folder)), [], []
-        with ThreadPool() as pool:
-            for some in (files[i : i + 250] for i in range(0, len(files), 250)):
-                decoded = pool.map(lambda file: images.decode(folder / file, "RGB", numbers["image_size"]), some)
-                pairs = [(file, x) for file, x in zip(some, decoded, strict=True) if x is not None]
-                names += [file for file, _ in pairs]
-                h += [embed(torch.from_numpy(np.stack([x for _, x in pairs])).permute(0, 3, 1, 2))] if pairs else []
-        images.name_broken(sorted({*files} - {*names}), len(files), folder)
-        if not names:
-            common.fail(f"none of the {len(files)} image files in {folder} can be read")
-        split = all((folder / name).is_dir() for name in ("train", "test"))
-        labels = [Path(name).parts[split] if len(Path(name).parts) > 1 + split else "" for name in names]
+    h, labels, names = [], [], []
+    for x, some_labels, some_names in images.labelled(source, args.data_dir, numbers["image_size"]):
+        h.append(represent(model.f, x, numbers, device, args.bf16).cpu().numpy())
+        labels += some_labels
+        names += some_names
     arrays = {"features": np.concatenate(h), "labels": np.array(labels), "names": np.array(names)}
-    run_folder.write_whole(out, lambda file: np.savez(file, **arrays))
+    files.write_whole(out, lambda file: np.savez(file, **arrays))
     print(f"{out}: features {arrays['features'].shape} of {source}")
 
 
 def train(args: Namespace, device: torch.device) -> None:
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     if not 2 <= args.batch_size <= len(data.train):
-        common.fail(
-            f"--batch-size {args.batch_size}: at least 2, and not more than the {len(data.train)} training images"
-        )
-    args.image_size = data.train.shape[-1]
-    every = max(1, args.image_size // 32)
+        few = f"at least 2, and not more than the {len(data.train)} training images"
+        common.fail(f"--batch-size {args.batch_size}: {few}")
+    image_size = data.train.shape[-1]
+    every = max(1, image_size // 32)
     some = data.train[:5000, :, ::every, ::every].float() / 255
-    numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": args.image_size, "tau": args.tau}
-    numbers |= {
-        "mean": some.mean((0, 2, 3)).expand(3).tolist(),
-        "std": some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist(),
-    }
+    numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": image_size, "tau": args.tau}
+    numbers["mean"] = some.mean((0, 2, 3)).expand(3).tolist()
+    numbers["std"] = some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist()
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     model = build(numbers).to(device)
@@ -455,15 +433,15 @@ def train(args: Namespace, device: torch.device) -> None:
     draw_views(data.train[:8], run.folder / "views.png")
     pixels = common.to_device(data.train, device)
     bank, seen = (data.train[:10000], data.train_labels[:10000]), (data.test[:2000], data.test_labels[:2000])
-    fast_model = common.compiled(ranks.distributed(model), args.compile)
+    fast_model = common.for_training(model, args.compile)
     peak = args.lr * args.batch_size / 256
 
     for step in run.steps():
         cosine = (1 + math.cos(math.pi * (step - 1) / args.steps)) / 2
         optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
-        i = ranks.mine(common.permutation(len(pixels), args.seed, epoch)[k * args.batch_size :][: args.batch_size])
-        x = pixels[i].to(device)  # (N, C, S, S)
+        order = common.permutation(len(pixels), args.seed, epoch)
+        x = pixels[ranks.share(order[k * args.batch_size :][: args.batch_size])].to(device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             _, z = fast_model(views)  # (2N, feature_dim)
@@ -480,7 +458,6 @@ def train(args: Namespace, device: torch.device) -> None:
             run.add("test", knn=knn_accuracy(h, bank[1].to(device), test_h, seen[1].to(device)))
         if sampled or step % args.log_every == 0:
             run.log()
-    ranks.leave()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
@@ -489,12 +466,12 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
     if not args.eval and args.features is None:
-        return train(args, device)
+        train(args, device)
+        return
 
-    if not args.eval:
-        args.given.pop("data", None)  # features of other images than those of the training
-    numbers, folder = run_folder.find_weights("simclr", "simclr.pth", args, write=args.eval)
-    if missing := {"state_dict", "mean", "std", "image_size", "data", "step"} - numbers.keys():
+    numbers, path = common.find_weights("simclr", "simclr.pth", args, any_data=not args.eval)
+    missing = {"state_dict", "mean", "std", "image_size", "data", "step"} - numbers.keys()
+    if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
     model = build(numbers).to(device)
     if args.features is not None:
@@ -504,8 +481,8 @@ def main(argv: list[str] | None = None) -> None:
             common.fail(error)
     if args.eval:
         data = images.load_again(args.data, args.data_dir, numbers)
-        results = look_inside(model, data, numbers, folder, args)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+        results = look_inside(model, data, numbers, common.output_folder(args, path), args)
+        run_folder.finish(common.output_folder(args, path), numbers["step"], numbers["trained_on"], results)
 
 
 if __name__ == "__main__":
