@@ -22,7 +22,6 @@ of an AMD EPYC (Zen 5), bf16): the first command 1.548 after 106 seconds (1,000 
 import copy
 import itertools
 import math
-import os
 import re
 import sys
 import zlib
@@ -411,14 +410,6 @@ def out_of_patience(args: Namespace, state: dict) -> bool:
     return 0 < args.early_stopping <= state["waited"]
 
 
-def write_sample(model: MultilayerGRU, chars: str, path: Path) -> None:
-    """500 characters of the model's own."""
-    written = generate_from_model(model, chars[0], 500, char_maps(chars), T=0.8)
-    if not ranks.rank():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(written, encoding="utf-8")
-
-
 def train(args: Namespace, device: torch.device) -> None:
     text = load_text(args.data, args.data_dir, args.min_count, args.held_out)
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
@@ -487,7 +478,8 @@ def train(args: Namespace, device: torch.device) -> None:
         if measured or step % args.log_every == 0:
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
-            write_sample(averaged.module, text.chars, run.folder / f"samples/step_{step:07d}.txt")
+            written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
+            run.save_text(f"samples/step_{step:07d}.txt", written)
         if out_of_patience(args, state):
             print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             run.end_early()
@@ -497,8 +489,8 @@ def train(args: Namespace, device: torch.device) -> None:
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
-def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
-    """--generate: the text to standard output, as it is made."""
+def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
+    """--generate: the text, piece by piece."""
     char_to_idx, idx_to_char = char_maps(chars)
     start = args.start
     if start is None:
@@ -508,22 +500,13 @@ def write(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     strange = "".join(sorted(set(start) - set(chars)))
     if strange:
         common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}")
-    if sys.stdout is None:
-        common.fail("standard output is closed")
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(encoding="utf-8")
     begun = [char_to_idx[c] for c in start]
-    try:
-        for k in range(args.n_samples):
-            print("\n" * (k > 0) + start, end="")
-            drawn = continuation(model, begun, args.temperature, args.top_k, args.top_p)
-            for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
-                print(idx_to_char[i], end="", flush=True)
-            print(flush=True)
-    except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        common.fail(f"standard output: {error.strerror}")
+    for k in range(args.n_samples):
+        yield "\n" * (k > 0) + start
+        drawn = continuation(model, begun, args.temperature, args.top_k, args.top_p)
+        for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
+            yield idx_to_char[i]
+        yield "\n"
 
 
 def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
@@ -552,7 +535,7 @@ def main(argv: list[str] | None = None) -> None:
     numbers, _ = common.find_weights("char_rnn", "char_rnn.pth", args)
     model = build(numbers).to(device).eval()
     if args.generate:
-        write(args, model, numbers["chars"])
+        texts.print_as_it_comes(written(args, model, numbers["chars"]))
     if args.score:
         score(args, model, numbers["chars"])
 

@@ -47,15 +47,6 @@ def number(kind: type, low: float, above: bool = False, below: float = 2**31) ->
     return parse
 
 
-def device_name(text: str) -> str:
-    """An argparse type: cpu, cuda or mps, and what this machine has for auto."""
-    found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
-    device = found if text == "auto" else text
-    if device not in (found, "cpu"):
-        raise argparse.ArgumentTypeError(f"this machine, or this build of torch, has no {text}; auto takes what it has")
-    return device
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows a script's docstring as it is written, and the defaults that say something."""
 
@@ -94,7 +85,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     add("--data-dir", default="data", help="where data sets, downloads and decoded images are kept")
     add("--out", help="run folder (default: runs/SCRIPT-DATA-VARIANT); the same command continues what it holds")
     add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
-    add("--device", type=device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
+    add("--device", type=hardware.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
     add("--deterministic", action="store_true", help="on a GPU: only kernels that give the same bits each time, slower")
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=log_every, help="steps between rows of metrics.csv")

@@ -307,17 +307,10 @@ def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
 
 
 @torch.no_grad()
-def score(D: nn.Module, x: Tensor, bf16: bool) -> Tensor:
-    """D's logits (B, 1) of images, by a copy, so that this look does not change BatchNorm's statistics."""
+def by_a_copy(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
+    """net(x) in train mode, by a copy, so that this look does not change BatchNorm's running statistics."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        return copy.deepcopy(ranks.inside(D))(x).float()
-
-
-@torch.no_grad()
-def make(G: nn.Module, z: Tensor, bf16: bool) -> Tensor:
-    """Images (B, C, S, S) in [-1, 1], in train mode, by a copy."""
-    with torch.autocast(z.device.type, torch.bfloat16, enabled=bf16):
-        return copy.deepcopy(ranks.inside(G))(z)
+        return copy.deepcopy(ranks.inside(net))(x)
 
 
 def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, object]:
@@ -399,7 +392,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if logged:
-            logits_after = score(fast_D, noisy(make(fast_G, z, args.bf16), sigma), args.bf16)
+            x_fake = noisy(by_a_copy(fast_G, z, args.bf16), sigma)
+            logits_after = by_a_copy(fast_D, x_fake, args.bf16).float()
             run.add("before G's step", d_g_z=probability(logits_fake).mean())
             run.add("after G's step", d_g_z=probability(logits_after).mean())
         if sampled:

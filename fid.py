@@ -17,20 +17,19 @@ Differs from the paper: no matrix square root. The weights are its own (TensorFl
 """
 
 import argparse
-import copy
 import importlib
 import json
 import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import inception as tv
 
 import common
 from plumbing import files, hardware, images, inception, lenet, ranks
@@ -61,7 +60,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-stats", metavar="FILE.npz", help="write mu and sigma of REAL")
     add("--json", action="store_true", help="print the result as JSON")
     add("--batch-size", type=common.number(int, 1), default=50, help="images at a time")
-    add("--device", type=common.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
+    add("--device", type=hardware.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
     args = p.parse_args(argv)
     if "" in (args.real, args.generated):
@@ -69,15 +68,6 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.generated and (args.kid or not args.save_stats):
         p.error("name the generated images too" + ", or a file with --save-stats" * (not args.kid))
     return args
-
-
-def prepared(net: nn.Module) -> nn.Module:
-    """A faster copy: BatchNorm folded into the convolutions, channels_last."""
-    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    for m in net.modules():
-        if isinstance(m, tv.BasicConv2d):
-            m.conv, m.bn = nn.utils.fuse_conv_bn_eval(m.conv, m.bn), nn.Identity()
-    return net
 
 
 def _scaled(x: Tensor | list[Tensor], net: nn.Module) -> Tensor:
@@ -112,7 +102,7 @@ def features(pictures: Tensor | Iterable, net: nn.Module, batch_size: int = 50) 
         pictures: uint8 (N, C, H, W); or an iterator of such batches or of lists of (C, H, W), sizes free.
         net: inception.load(...) or lenet.classifier(...).
     """
-    fast = prepared(net)
+    fast = inception.folded(net)
     for part in _parts(pictures, batch_size):
         x = _scaled(part, net)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 keeps 3 digits
@@ -267,7 +257,7 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
         return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
-    candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
+    candidates = [path / name for name in WEIGHTS] + [path] * (path.suffix == ".pth")
     weights = [file for file in candidates if file.is_file()]
     if weights:
         state = common.load(weights[0], GENERATORS, "trained_on")
@@ -280,12 +270,8 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         raise ValueError(f"{text} is a run folder, but holds no {' or '.join(WEIGHTS)}")
     if path.is_dir():
         names = images.image_files(path)
-        return Source(
-            text,
-            len(names),
-            lambda mode: images.folder_images(path, mode, args.batch_size),
-            images.small_side(path / names[0]),
-        )
+        pictures = partial(images.folder_images, path, batch_size=args.batch_size)
+        return Source(text, len(names), pictures, images.small_side(path / names[0]))
     if path.exists():
         raise ValueError(f"{text} is neither a folder of images nor an .npz of statistics")
     raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")

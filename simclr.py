@@ -53,8 +53,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     return common.parse_args(p, argv)
 
 
-# ------------------------------------------------------------------------------------------- augmentation (section 3)
-# On whole batches, on the device, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
+# Augmentation (section 3): on whole batches, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
 
 
 def floats(x: Tensor) -> Tensor:
@@ -163,9 +162,6 @@ def augment(x: Tensor) -> Tensor:
     return torch.where(colourless, grey(x), x)
 
 
-# ---------------------------------------------------------------------------------------------------------------- model
-
-
 class Model(nn.Module):
     """Images (B, 3, S, S) -> (h, z), both of length 1: representation (B, 2048 or 512) and projection (B, feature_dim).
 
@@ -200,9 +196,6 @@ def build(numbers: dict) -> Model:
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         common.fail(f"no model can be made of this: {str(error)[:300]}")
     return model.to(memory_format=torch.channels_last)
-
-
-# ----------------------------------------------------------------------------------------------------------------- loss
 
 
 def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
@@ -242,9 +235,6 @@ def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, devi
     logits = z @ ranks.gathered(z).T / tau  # (2N, 2N of each rank)
     logits = logits.scatter(1, own[:, None], -math.inf)
     return F.cross_entropy(logits, own.roll(N))
-
-
-# ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 def normalise(x: Tensor, numbers: dict) -> Tensor:
@@ -340,16 +330,6 @@ def draw_views(x: Tensor, path: Path) -> None:
     common.save_grid(torch.cat([floats(x), augment(x), augment(x)]), path, len(x))
 
 
-def draw_neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
-    """Ten test images, of different classes where they can be, each before its nine nearest training images."""
-    one_per_class = [int((data.test_labels == c).nonzero()[0]) for c in data.test_labels.unique()]
-    ten = list(dict.fromkeys([*one_per_class, *range(len(test_h))]))[:10]
-    similar = F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T
-    nearest = similar.topk(min(9, len(h))).indices.cpu()
-    rows = [torch.cat([data.test[i : i + 1], data.train[near]]) for i, near in zip(ten, nearest, strict=True)]
-    common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1])
-
-
 def pixels_as_features(x: Tensor, device: torch.device) -> Tensor:
     """uint8 images (N, C, S, S) -> (N, D), at no more than 32 x 32."""
     return F.adaptive_avg_pool2d(x.to(device).float() / 255, min(32, x.shape[-1])).flatten(1)
@@ -371,7 +351,7 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     print("evaluating on held-out images ...", flush=True)
     before = fingerprint(model.f)
     h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
-    draw_neighbours(h, test_h, data, folder / "neighbours.png")
+    plots.neighbours(h, test_h, data, folder / "neighbours.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(test_h) > 4:
         shown = F.normalize(test_h[:2000], dim=1).cpu().numpy()
         plots.codes(shown, data.test_labels[:2000], f"h of {len(shown):,} test images", folder / "features.png")

@@ -1,10 +1,20 @@
 """What torch does not say in one word of the machine below it."""
 
+import argparse
 import ctypes
 import re
 import sys
 
 import torch
+
+
+def device_name(text: str) -> str:
+    """An argparse type: cpu, cuda or mps, and what this machine has for auto."""
+    found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
+    device = found if text == "auto" else text
+    if device not in (found, "cpu"):
+        raise argparse.ArgumentTypeError(f"this machine, or this build of torch, has no {text}; auto takes what it has")
+    return device
 
 
 def has_bf16(device: str) -> bool:

@@ -84,7 +84,10 @@ def _read(source: str, root: Path, size: int | None) -> ImageData:
     if source in ("mnist", "cifar10"):
         splits = _torchvision({"mnist": "MNIST", "cifar10": "CIFAR10"}[source], root)
         images = [torch.as_tensor(s.data) for s in splits]
-        images = [x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) for x in images]  # (N, C, H, W)
+        if images[0].ndim == 3:
+            images = [x[:, None] for x in images]  # (N, 1, H, W)
+        else:
+            images = [x.permute(0, 3, 1, 2) for x in images]  # (N, C, H, W)
         labels = [torch.as_tensor(s.targets) for s in splits]
     elif source == "digits":
         x, y = _sklearn().load_digits(return_X_y=True)
@@ -158,31 +161,42 @@ def image_folder(source: str, root: Path) -> Path:
         return path
     if not path.exists():
         raise DataError(f"--data {source}: no such file or folder, and no name among mnist, cifar10, lfw, digits")
+    return _innermost(_extracted(path, root))
+
+
+def _extracted(path: Path, root: Path) -> Path:
+    """The folder in `root` that holds what is in the archive; unpacked whole or not at all. Raises DataError."""
     try:
         check_archive(path)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     stat = path.stat()
     folder = root / "extracted" / f"{path.name.split('.')[0]}-{stat.st_size}-{stat.st_mtime_ns}"
-    if not folder.exists():
-        part = folder.with_name(folder.name + ".part")
-        part.mkdir(parents=True, exist_ok=True)
-        try:
-            if zipfile.is_zipfile(path):
-                archive = zipfile.ZipFile(path)  # drops ".." and absolute paths itself
-                check_size(path, sum(member.file_size for member in archive.infolist()))
-                archive.extractall(part)
-            else:
-                archive = tarfile.open(path)
-                for total in itertools.accumulate(member.size for member in archive):
-                    check_size(path, total)
-                archive.extractall(part, filter="data")  # refuses members that would leave the folder, and devices
-        except Exception as error:  # each compression has its own
-            shutil.rmtree(part, ignore_errors=True)
-            raise DataError(f"{path} cannot be extracted: {error}") from None
-        part.rename(folder)
-    while len(inside := [p for p in folder.iterdir() if not _hidden(p.name)]) == 1 and inside[0].is_dir():
-        folder = inside[0]
+    if folder.exists():
+        return folder
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        if zipfile.is_zipfile(path):
+            archive = zipfile.ZipFile(path)  # drops ".." and absolute paths itself
+            check_size(path, sum(member.file_size for member in archive.infolist()))
+            archive.extractall(part)
+        else:
+            archive = tarfile.open(path)
+            for total in itertools.accumulate(member.size for member in archive):
+                check_size(path, total)
+            archive.extractall(part, filter="data")  # refuses members that would leave the folder, and devices
+    except Exception as error:  # each compression has its own
+        shutil.rmtree(part, ignore_errors=True)
+        raise DataError(f"{path} cannot be extracted: {error}") from None
+    return part.rename(folder)
+
+
+def _innermost(folder: Path) -> Path:
+    """Past folders that hold one folder and nothing else, as archives have them."""
+    inside = [path for path in folder.iterdir() if not _hidden(path.name)]
+    if len(inside) == 1 and inside[0].is_dir():
+        return _innermost(inside[0])
     return folder
 
 
@@ -198,7 +212,8 @@ def check_size(path: Path, extracted: int) -> None:
         raise ValueError(
             f"its {path.stat().st_size:,} bytes would become {extracted:,}: 100 times as many is the limit"
         )
-    if extracted > (free := shutil.disk_usage(path.parent).free):
+    free = shutil.disk_usage(path.parent).free
+    if extracted > free:
         raise ValueError(f"it needs {extracted:,} bytes, {free:,} are free")
 
 
@@ -212,11 +227,13 @@ def _read_folder(folder: Path, root: Path, size: int | None) -> tuple[list[torch
     The first sub-folder on a file's path is its class. Images are memory-mapped and in seeded random order.
     """
     splits = [folder / "train", folder / "test"]
-    splits = splits if all(split.is_dir() for split in splits) else [folder]
+    if not all(split.is_dir() for split in splits):
+        splits = [folder]
     listed = [image_files(split) for split in splits]
     everything = [split / file for split, files in zip(splits, listed, strict=True) for file in files]
     mode, side = _colour_and_side(everything[:: len(everything) // 256 + 1])
-    size = size or (32 if mode == "L" or side < 64 else 64)
+    if size is None:
+        size = 32 if mode == "L" or side < 64 else 64
     classes = {name: i for i, name in enumerate(sorted({_class(file) for files in listed for file in files}))}
     images, labels = [], []
     for split, files in zip(splits, listed, strict=True):

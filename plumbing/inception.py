@@ -1,11 +1,12 @@
 """Inception-v3 as FID defines it: torchvision's network with three differences, and pytorch-fid's file of weights."""
 
+import copy
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import inception as tv
 
 from plumbing import files
@@ -125,3 +126,12 @@ def _download(path: Path) -> None:
             f"Get {URLS[0]} where there is a network and put it there, or name the file with --weights. "
             "For digits, --features lenet needs none"
         ) from None
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """A faster copy of any network: BatchNorm of Inception folded into the convolutions, channels_last."""
+    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    for m in net.modules():
+        if isinstance(m, tv.BasicConv2d):
+            m.conv, m.bn = nn.utils.fuse_conv_bn_eval(m.conv, m.bn), nn.Identity()
+    return net

@@ -4,9 +4,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from plumbing import files
+import common
+from plumbing import files, images
 
 
 def tsne(points: np.ndarray) -> np.ndarray:
@@ -56,3 +59,13 @@ def curves(rows: list[dict], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=split)
         axes.legend()
     files.write_whole(path, partial(figure.savefig, format="png"))
+
+
+def neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:
+    """Ten test images, of different classes where they can be, each before its nine nearest training images."""
+    one_per_class = [int((data.test_labels == c).nonzero()[0]) for c in data.test_labels.unique()]
+    ten = list(dict.fromkeys([*one_per_class, *range(len(test_h))]))[:10]
+    similar = F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T
+    nearest = similar.topk(min(9, len(h))).indices.cpu()
+    rows = [torch.cat([data.test[i : i + 1], data.train[near]]) for i, near in zip(ten, nearest, strict=True)]
+    common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1])

@@ -166,7 +166,9 @@ def gathered(x: Tensor) -> Tensor:
     """x (B, ...) of all ranks, one after the other, with gradients: (ranks · B, ...)."""
     if size() == 1:
         return x
-    return total(torch.cat([x if r == rank() else torch.zeros_like(x) for r in range(size())]))
+    parts = [torch.zeros_like(x)] * size()
+    parts[rank()] = x
+    return total(torch.cat(parts))
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

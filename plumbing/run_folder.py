@@ -207,6 +207,12 @@ class Run:
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
         common.save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
 
+    def save_text(self, name: str, text: str) -> None:
+        """Write a file into the folder. Rank 0 does."""
+        if not ranks.rank():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_text(text, encoding="utf-8")
+
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
         self.check()
@@ -243,12 +249,12 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
-        steps = range(self.step + 1, self.args.steps + 1)
+        steps = () if self.ending else range(self.step + 1, self.args.steps + 1)
         self.bar = files.progress(steps, self.folder.name, self.args.steps, self.step)
         stop_signal = ranks.Largest()  # caught by any rank
         try:
             with Signals() as signals:
-                for step in () if self.ending else self.bar:
+                for step in self.bar:
                     self.step = step
                     began = time.perf_counter()
                     self._seed_noise()

@@ -3,6 +3,9 @@
 import glob
 import hashlib
 import importlib
+import os
+import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -101,3 +104,18 @@ def read_usual(source: str | None, data_dir: str) -> tuple[str, str, str]:
         return read_text("python", data_dir), "python", ", a substitute: tiny Shakespeare was not to be had"
     except ImportError as error:
         fail(f"--data python: {error}")
+
+
+def print_as_it_comes(pieces: Iterable[str]) -> None:
+    """To standard output, piece by piece; one line where it is closed or full."""
+    if sys.stdout is None:
+        fail("standard output is closed")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        fail(f"standard output: {error.strerror}")
