@@ -1,4 +1,4 @@
-"""Ours against the common way, side by side: `python bench.py`, or `--quick` in under two minutes.
+"""Ours against the common way, side by side: `python -m report.bench`, or `--quick` in under two minutes.
 
 Each row is a process of its own, because allocators remember; rows alternate, and the table gives medians and the ratio
 to the first. Timings drift from run to run: only the ratios of one run count.
@@ -35,28 +35,33 @@ import common
 import dcgan
 import fid
 import gan_mnist
-import images
-import ranks
-import run_folder
 import simclr
 import vae
+from plumbing import hardware, images, inception, ranks, run_folder
 
-BATCH = 64
-warm = lambda steps: steps // 5  # the first steps, slow everywhere and minutes long with --compile, are not timed
+VAE_BATCH = 64
+GAN_BATCH = 128
+SIMCLR_BATCH = 256
+BF16 = hardware.has_bf16("cpu")  # what scripts do without --no-bf16
 
 
 class PerImage(Dataset):
     """Like torchvision's MNIST and CIFAR10: a PIL image per item, then a margin and ToTensor."""
 
-    def __init__(self, pixels: torch.Tensor, margin: int) -> None:
-        pad = [transforms.Pad(margin)] if margin else []
-        self.pixels, self.transform = pixels, transforms.Compose([*pad, transforms.ToTensor()])
+    def __init__(self, pixels: Tensor, margin: int) -> None:
+        pad = transforms.Pad(margin) if margin else nn.Identity()
+        self.pixels, self.transform = pixels, transforms.Compose([pad, transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, i: int) -> torch.Tensor:
+    def __getitem__(self, i: int) -> Tensor:
         return self.transform(Image.fromarray(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()))
+
+
+def n_untimed(steps: int) -> int:
+    """The first steps, slow everywhere and minutes long with --compile."""
+    return steps // 5
 
 
 def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], None]) -> float:
@@ -64,16 +69,39 @@ def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], 
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, x in zip(range(1, steps + 1), epochs, strict=False):
         update(x)
-        if step == warm(steps):
+        if step == n_untimed(steps):
             began = time.perf_counter()
-    return (steps - warm(steps)) / (time.perf_counter() - began)
+    return (steps - n_untimed(steps)) / (time.perf_counter() - began)
+
+
+def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
+    """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
+    vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
+    fid.judges, fid.report = lambda *_: {}, lambda *_: {}
+    clock, indices = {}, common.batch_indices
+
+    def noting_the_time(n: int, size: int, step: int, seed: int) -> Tensor:
+        clock[step] = time.perf_counter()
+        return indices(n, size, step, seed)
+
+    common.batch_indices = noting_the_time
+    with tempfile.TemporaryDirectory() as out:
+        argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out]
+        script.main([*argv, *flags])
+        results = json.loads(Path(out, "results.json").read_text())
+    slow = n_untimed(args.steps)
+    seconds = 60 * results["train_minutes"] - (clock[slow + 1] - clock[1])
+    return (args.steps - slow) / seconds, results
+
+
+# ------------------------------------------------------------------------------------------------------------------ VAE
 
 
 def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
     """What courses and tutorials do: a DataLoader of single images, float32, PyTorch's layers, sigmoid, then BCE."""
     data = images.load_images(None, "mnist", args.data_dir, 32)
     pixels = images.load_images(None, "mnist", args.data_dir, 28).train
-    loader = DataLoader(PerImage(pixels, 2), BATCH, shuffle=True, num_workers=workers)
+    loader = DataLoader(PerImage(pixels, 2), VAE_BATCH, shuffle=True, num_workers=workers)
     torch.manual_seed(args.seed)
     vae.ConvTranspose2d = nn.ConvTranspose2d
     model = vae.build_vae("tsinghua", 10)
@@ -88,63 +116,53 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
         loss.item()
 
     rate = steps_per_second(loader, args.steps, update)
-    return {"images/s": BATCH * rate, "test ELBO": -vae.evaluate(model, data.test, 1.0)["loss"]}
-
-
-def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
-    """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
-    vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
-    fid.judges, fid.report = lambda *_: {}, lambda *_: {}
-    clock, indices = {}, common.batch_indices
-
-    def noting_the_time(n: int, size: int, step: int, seed: int) -> torch.Tensor:
-        clock[step] = time.perf_counter()
-        return indices(n, size, step, seed)
-
-    common.batch_indices = noting_the_time
-    with tempfile.TemporaryDirectory() as out:
-        argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out]
-        script.main([*argv, *flags])
-        results = json.load(open(f"{out}/results.json"))
-    slow = warm(args.steps)
-    return (args.steps - slow) / (60 * results["train_minutes"] - (clock[slow + 1] - clock[1])), results
+    return {"images/s": VAE_BATCH * rate, "test ELBO": -vae.evaluate(model, data.test, 1.0)["loss"]}
 
 
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
-    rate, results = timed(vae, args, "--latent-dim", "10", "--batch-size", str(BATCH), *flags)
-    return {"images/s": BATCH * rate, "test ELBO": results["elbo"]}
+    rate, results = timed(vae, args, "--latent-dim", "10", "--batch-size", str(VAE_BATCH), *flags)
+    return {"images/s": VAE_BATCH * rate, "test ELBO": results["elbo"]}
+
+
+# ----------------------------------------------------------------------------------------------------------------- GANs
 
 
 def course_gan(args: Namespace, arch: str) -> dict[str, float]:
     """The course's loop: a DataLoader, float32, samples detached for D, all of D differentiated for G."""
     pixels = images.load_images(None, "mnist", args.data_dir, 28).train
-    loader = DataLoader(PerImage(pixels, 0), 128, shuffle=True, drop_last=True)
+    loader = DataLoader(PerImage(pixels, 0), GAN_BATCH, shuffle=True, drop_last=True)
     torch.manual_seed(args.seed)
-    dense = arch == "dense"
-    D = gan_mnist.discriminator() if dense else gan_mnist.build_dc_classifier()
-    G = gan_mnist.generator(96) if dense else gan_mnist.build_dc_generator(96)
-    D_solver, G_solver = (torch.optim.Adam(m.parameters(), 1e-3, betas=(0.5, 0.999)) for m in (D, G))
+    if arch == "dense":
+        D, G = gan_mnist.discriminator(), gan_mnist.generator(96)
+    else:
+        D, G = gan_mnist.build_dc_classifier(), gan_mnist.build_dc_generator(96)
+    D_solver = torch.optim.Adam(D.parameters(), 1e-3, betas=(0.5, 0.999))
+    G_solver = torch.optim.Adam(G.parameters(), 1e-3, betas=(0.5, 0.999))
 
     def update(x: Tensor) -> None:
         D_solver.zero_grad()
         logits_real = D(2 * (x.view(-1, 784) - 0.5))
-        logits_fake = D(G(gan_mnist.sample_noise(128, 96)).detach())
+        logits_fake = D(G(gan_mnist.sample_noise(GAN_BATCH, 96)).detach())
         gan_mnist.discriminator_loss(logits_real, logits_fake).backward()
         D_solver.step()
         G_solver.zero_grad()
-        gan_mnist.generator_loss(D(G(gan_mnist.sample_noise(128, 96)))).backward()
+        gan_mnist.generator_loss(D(G(gan_mnist.sample_noise(GAN_BATCH, 96)))).backward()
         G_solver.step()
 
-    return {"images/s": 128 * steps_per_second(loader, args.steps, update)}
+    return {"images/s": GAN_BATCH * steps_per_second(loader, args.steps, update)}
 
 
-def gan_rows(arch: str) -> dict:
-    row = lambda *flags: lambda args: {"images/s": 128 * timed(gan_mnist, args, "--arch", arch, *flags)[0]}
+def our_gan(args: Namespace, arch: str, *flags: str) -> dict[str, float]:
+    rate, _ = timed(gan_mnist, args, "--arch", arch, "--batch-size", str(GAN_BATCH), *flags)
+    return {"images/s": GAN_BATCH * rate}
+
+
+def gan_rows(arch: str) -> dict[str, Callable]:
     return {
         "the course's loop": lambda args: course_gan(args, arch),
-        "gan_mnist.py --no-bf16": row("--no-bf16"),
-        "gan_mnist.py": row(),
-        "gan_mnist.py --compile": row("--compile"),
+        "gan_mnist.py --no-bf16": lambda args: our_gan(args, arch, "--no-bf16"),
+        "gan_mnist.py": lambda args: our_gan(args, arch),
+        "gan_mnist.py --compile": lambda args: our_gan(args, arch, "--compile"),
     }
 
 
@@ -153,54 +171,68 @@ def photographs(args: Namespace) -> str:
     return str(folder) if folder.exists() else "digits"
 
 
+def fewer(args: Namespace) -> Namespace:
+    """A 25th of the steps, where each takes so much longer."""
+    return Namespace(**vars(args) | {"steps": max(5, args.steps // 25)})
+
+
 def examples_dcgan(args: Namespace, size: int) -> dict[str, float]:
     """The loop of pytorch/examples: 2 workers, float32, one sample for both steps, all of D differentiated for G."""
     data = images.load_images(photographs(args), "", args.data_dir, size)
-    loader = DataLoader(PerImage(data.train, 0), 128, shuffle=True, drop_last=True, num_workers=2)
+    loader = DataLoader(PerImage(data.train, 0), GAN_BATCH, shuffle=True, drop_last=True, num_workers=2)
     torch.manual_seed(args.seed)
     channels, bce = data.train.shape[1], F.binary_cross_entropy_with_logits
     shape = {"latent_dim": 100, "hidden_dim": 64, "channels": channels, "image_size": size, "spectral_norm": False}
-    G, D = (
-        dcgan.build(shape, kind).to(memory_format=torch.contiguous_format)
-        for kind in (dcgan.Generator, dcgan.Discriminator)
-    )
-    G_solver, D_solver = (torch.optim.Adam(m.parameters(), 2e-4, betas=(0.5, 0.999)) for m in (G, D))
-    one, zero = torch.ones(128, 1), torch.zeros(128, 1)
+    G = dcgan.build(shape).to(memory_format=torch.contiguous_format)
+    D = dcgan.build(shape, dcgan.Discriminator).to(memory_format=torch.contiguous_format)
+    G_solver = torch.optim.Adam(G.parameters(), 2e-4, betas=(0.5, 0.999))
+    D_solver = torch.optim.Adam(D.parameters(), 2e-4, betas=(0.5, 0.999))
+    one, zero = torch.ones(GAN_BATCH, 1), torch.zeros(GAN_BATCH, 1)
 
     def update(x: Tensor) -> None:
         D_solver.zero_grad()
         bce(D(2 * x - 1), one).backward()
-        x_fake = G(torch.randn(128, 100))
+        x_fake = G(torch.randn(GAN_BATCH, 100))
         bce(D(x_fake.detach()), zero).backward()
         D_solver.step()
         G_solver.zero_grad()
         bce(D(x_fake), one).backward()
         G_solver.step()
 
-    return {"images/s": 128 * steps_per_second(loader, fewer(args).steps, update)}
+    return {"images/s": GAN_BATCH * steps_per_second(loader, fewer(args).steps, update)}
 
 
-def fewer(args: Namespace) -> Namespace:
-    """A 25th of the steps, where each takes so much longer."""
-    return Namespace(**vars(args) | {"steps": max(5, args.steps // 25)})
+def our_dcgan(args: Namespace, size: int, *flags: str) -> dict[str, float]:
+    shape = ("--hidden-dim", "64", "--image-size", str(size), "--batch-size", str(GAN_BATCH))
+    rate, _ = timed(dcgan, fewer(args), *shape, "--data", photographs(args), *flags)
+    return {"images/s": GAN_BATCH * rate}
 
 
-def dcgan_rows(size: int) -> dict:
-    flags = ("--hidden-dim", "64", "--image-size", str(size))
-    run = lambda args, *more: timed(dcgan, fewer(args), *flags, "--data", photographs(args), *more)
-    row = lambda *more: lambda args: {"images/s": 128 * run(args, *more)[0]}
+def dcgan_rows(size: int) -> dict[str, Callable]:
     return {
         "pytorch/examples' loop": lambda args: examples_dcgan(args, size),
-        "dcgan.py --no-bf16": row("--no-bf16"),
-        "dcgan.py": row(),
-        "dcgan.py --compile": row("--compile"),
+        "dcgan.py --no-bf16": lambda args: our_dcgan(args, size, "--no-bf16"),
+        "dcgan.py": lambda args: our_dcgan(args, size),
+        "dcgan.py --compile": lambda args: our_dcgan(args, size, "--compile"),
     }
 
 
-def per_image(t) -> list:
+# --------------------------------------------------------------------------------------------------------------- SimCLR
+
+
+def per_image(t) -> list[Callable]:
     """SimCLR's augmentation, one image at a time: t is torchvision.transforms or its v2."""
     jitter = t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     return [t.RandomResizedCrop(32), t.RandomHorizontalFlip(), jitter, t.RandomGrayscale(0.2)]
+
+
+def as_pil(x: Tensor) -> Image.Image:
+    """uint8 (3, H, W)."""
+    return Image.fromarray(x.permute(1, 2, 0).numpy())
+
+
+BY_PIL = transforms.Compose([transforms.Lambda(as_pil), *per_image(transforms), transforms.ToTensor()])
+BY_V2 = v2.Compose([*per_image(v2), v2.ToDtype(torch.float32, scale=True)])
 
 
 class TwoViews(Dataset):
@@ -217,11 +249,6 @@ class TwoViews(Dataset):
         return self.transform(x), self.transform(x)
 
 
-as_pil = transforms.Lambda(lambda x: Image.fromarray(x.permute(1, 2, 0).numpy()))
-BY_PIL = transforms.Compose([as_pil, *per_image(transforms), transforms.ToTensor()])
-BY_V2 = v2.Compose([*per_image(v2), v2.ToDtype(torch.float32, scale=True)])
-
-
 def views(args: Namespace, augment: Callable) -> dict[str, float]:
     """Of a batch of images at once, or image by image."""
     x = images.load_images(photographs(args), "", args.data_dir, 32).train[: 4 * args.steps].expand(-1, 3, -1, -1)
@@ -233,22 +260,14 @@ def views(args: Namespace, augment: Callable) -> dict[str, float]:
     return {"views/s": len(x) / (time.perf_counter() - began)}
 
 
-def simclr_step(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, float]:
-    """Steps of ResNet-18 on batches of 256, and the share of their time that goes into, or waits for, views."""
-    pixels = images.load_images(photographs(args), "", args.data_dir, 32).train.expand(-1, 3, -1, -1)
-    common.setup(Namespace(device="cpu", bf16=bf16, seed=args.seed)) if ours else torch.manual_seed(args.seed)
-    model, n, spent = simclr.Model(128, "resnet18"), max(3, args.steps // 250), [0.0, 0.0]
-    model = model.to(memory_format=torch.channels_last) if ours else model
+def simclr_steps(args: Namespace, model: nn.Module, two_views: Callable[[int], Tensor], bf16: bool) -> dict[str, float]:
+    """Steps of ResNet-18, and the share of their time that goes into, or waits for, the views of a step's images."""
+    n = max(3, args.steps // 250)
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4)
-    loader = None if ours else iter(DataLoader(TwoViews(pixels, BY_PIL), 256, shuffle=True, num_workers=2))
-    unscaled = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    making = training = 0.0
     for step in range(n + 1):
         began = time.perf_counter()
-        if ours:
-            x = pixels[common.batch_indices(len(pixels), 256, step + 1, args.seed)]
-            x = simclr.normalise(torch.cat([simclr.augment(x), simclr.augment(x)]), unscaled)
-        else:
-            x = (torch.cat(next(loader)) - 0.5) / 0.25
+        x = two_views(step)  # (2 * SIMCLR_BATCH, 3, 32, 32)
         ready = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             _, z = model(x)
@@ -256,8 +275,44 @@ def simclr_step(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, fl
         simclr.simclr_loss_vectorized(*z.chunk(2), 0.5).backward()
         optimizer.step()
         if step:  # the first is slow everywhere
-            spent = [spent[0] + ready - began, spent[1] + time.perf_counter() - ready]
-    return {"images/s": 256 * n / sum(spent), "views, % of time": 100 * spent[0] / sum(spent)}
+            making += ready - began
+            training += time.perf_counter() - ready
+    seconds = making + training
+    return {"images/s": SIMCLR_BATCH * n / seconds, "views, % of time": 100 * making / seconds}
+
+
+def simclr_pixels(args: Namespace) -> Tensor:
+    """uint8 (N, 3, 32, 32)."""
+    return images.load_images(photographs(args), "", args.data_dir, 32).train.expand(-1, 3, -1, -1)
+
+
+def loader_simclr(args: Namespace) -> dict[str, float]:
+    """Views by torchvision, image by image, in two workers; float32."""
+    torch.manual_seed(args.seed)
+    model = simclr.Model(128, "resnet18")
+    loader = DataLoader(TwoViews(simclr_pixels(args), BY_PIL), SIMCLR_BATCH, shuffle=True, num_workers=2)
+    batches = iter(loader)
+
+    def two_views(_) -> Tensor:
+        return (torch.cat(next(batches)) - 0.5) / 0.25
+
+    return simclr_steps(args, model, two_views, bf16=False)
+
+
+def our_simclr(args: Namespace, bf16: bool) -> dict[str, float]:
+    common.setup(Namespace(device="cpu", seed=args.seed))
+    pixels = simclr_pixels(args)
+    model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
+    numbers = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+    def two_views(step: int) -> Tensor:
+        x = pixels[common.batch_indices(len(pixels), SIMCLR_BATCH, step + 1, args.seed)]
+        return simclr.normalise(torch.cat([simclr.augment(x), simclr.augment(x)]), numbers)
+
+    return simclr_steps(args, model, two_views, bf16)
+
+
+# ------------------------------------------------------------------------------------------------------------------ GRU
 
 
 class CourseGRU(nn.Module):
@@ -265,9 +320,11 @@ class CourseGRU(nn.Module):
 
     def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
         super().__init__()
-        three = lambda d, bias: [nn.Linear(d, h_dim, bias) for _ in range(3)]
-        gates = lambda i: nn.ModuleList(three(i, False) + three(h_dim, True))
-        self.layers = nn.ModuleList(gates(h_dim if k else in_dim) for k in range(n_layers))
+        self.layers = nn.ModuleList()
+        for k in range(n_layers):
+            of_x = [nn.Linear(h_dim if k else in_dim, h_dim, bias=False) for _ in range(3)]
+            of_h = [nn.Linear(h_dim, h_dim) for _ in range(3)]
+            self.layers.append(nn.ModuleList([*of_x, *of_h]))
         self.h_dim, self.output = h_dim, nn.Linear(h_dim, out_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
@@ -296,7 +353,8 @@ class TorchGRU(nn.Module):
 
 def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: int, bf16=False, compile=False) -> dict:
     """Forward, backward and fused Adam on sequences of 64 of 65 characters."""
-    V, S, steps, ours = 65, 64, max(4, args.steps // 50), kind is char_rnn.MultilayerGRU
+    V, S, steps = 65, 64, max(4, args.steps // 50)
+    ours = kind is char_rnn.MultilayerGRU
     if ours:
         common.setup(char_rnn.get_args([]))  # what char_rnn.py does, which holds on to freed memory
     torch.manual_seed(args.seed)
@@ -313,6 +371,17 @@ def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: 
         F.cross_entropy(logits.float().flatten(0, 1), x[:, 1:].flatten()).backward()
         optimizer.step()
     return {"chars/s": batch * S * steps / (time.perf_counter() - began)}
+
+
+def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict[str, Callable]:
+    ours, shape = char_rnn.MultilayerGRU, (h_dim, n_layers, batch)
+    return {
+        "a Linear per gate": lambda args: gru_training(args, CourseGRU, *shape),
+        "nn.GRU": lambda args: gru_training(args, TorchGRU, *shape),
+        "char_rnn.py --no-bf16": lambda args: gru_training(args, ours, *shape),
+        "char_rnn.py": lambda args: gru_training(args, ours, *shape, bf16=BF16),
+        "char_rnn.py --compile": lambda args: gru_training(args, ours, *shape, bf16=BF16, compile=True),
+    }
 
 
 @torch.no_grad()
@@ -333,86 +402,121 @@ def our_generation(args: Namespace) -> dict[str, float]:
     return {"chars/s": n / (time.perf_counter() - began)}
 
 
-def gru_rows(h_dim: int, n_layers: int, batch: int) -> dict:
-    row = lambda kind, *how: lambda args: gru_training(args, kind, h_dim, n_layers, batch, *how)
-    return {
-        "a Linear per gate": row(CourseGRU),
-        "nn.GRU": row(TorchGRU),
-        "char_rnn.py --no-bf16": row(char_rnn.MultilayerGRU),
-        "char_rnn.py": row(char_rnn.MultilayerGRU, True),
-        "char_rnn.py --compile": row(char_rnn.MultilayerGRU, True, True),
-    }
+# ------------------------------------------------------------------------------------------------------------------ FID
 
 
-def feature_extraction(args: Namespace, ours: bool, bf16: bool = False) -> dict[str, float]:
-    """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
+def write_pictures(args: Namespace, folder: str) -> int:
+    """PNG files of test digits into the folder; how many."""
     pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: args.steps // 2]
+    for i, x in enumerate(pixels):
+        Image.fromarray(x[0].numpy()).save(f"{folder}/{i}.png")
+    return len(pixels)
+
+
+def pytorch_fid_features(args: Namespace) -> dict[str, float]:
+    """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
+    import pytorch_fid.inception
+    from pytorch_fid import fid_score
+
     torch.manual_seed(args.seed)
-    if ours:
-        common.setup(Namespace(device="cpu", bf16=bf16, seed=args.seed))  # what fid.py does
-    weights = fid.Inception().state_dict()
+    weights = inception.Inception().state_dict()
+    pytorch_fid.inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
     with tempfile.TemporaryDirectory() as folder:
-        for i, x in enumerate(pixels):
-            Image.fromarray(x[0].numpy()).save(f"{folder}/{i}.png")
-        if ours:
-            torch.save(weights, f"{folder}/weights.pth")
-            net = fid.inception(f"{folder}/weights.pth")
-            began = time.perf_counter()
-            fid.activation_statistics(fid.folder_images(Path(folder), "RGB", 50), net, 50, bf16)
-        else:
-            from pytorch_fid import fid_score, inception
-
-            inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
-            net, files = inception.InceptionV3(), sorted(Path(folder).glob("*.png"))
-            began = time.perf_counter()
-            fid_score.calculate_activation_statistics(files, net, num_workers=os.cpu_count())
-        return {"images/s": len(pixels) / (time.perf_counter() - began)}
+        n, net = write_pictures(args, folder), pytorch_fid.inception.InceptionV3()
+        files = sorted(Path(folder).glob("*.png"))
+        began = time.perf_counter()
+        fid_score.calculate_activation_statistics(files, net, num_workers=os.cpu_count())
+        return {"images/s": n / (time.perf_counter() - began)}
 
 
-def trace_of_the_root(args: Namespace, n: int, ours: bool) -> dict[str, float]:
-    """The distance of two Gaussians of 2048 features: from covariances, or, in ours with few images, from features."""
+def our_features(args: Namespace) -> dict[str, float]:
+    """The same."""
+    common.setup(Namespace(device="cpu", seed=args.seed))  # what fid.py does
+    with tempfile.TemporaryDirectory() as folder:
+        n = write_pictures(args, folder)
+        torch.save(inception.Inception().state_dict(), f"{folder}/weights.pth")
+        net = inception.load(f"{folder}/weights.pth")
+        began = time.perf_counter()
+        fid.activation_statistics(images.folder_images(Path(folder), "RGB", 50), net)
+        return {"images/s": n / (time.perf_counter() - began)}
+
+
+def feature_sets(args: Namespace, n: int) -> list[fid.Statistics]:
+    """Of two sets of n images: 2048 features, whose covariance has eigenvalues that fall, as those of real ones do."""
     mixing = torch.randn(2048, 2048, dtype=torch.float64, generator=torch.Generator().manual_seed(args.seed)) / 45
-    scales = torch.logspace(0, -4, 2048, dtype=torch.float64)  # eigenvalues that fall, as those of real features do
+    scales = torch.logspace(0, -4, 2048, dtype=torch.float64)
     torch.manual_seed(args.seed)
     sets = [(torch.randn(n, 2048, dtype=torch.float64) * scales) @ mixing for _ in range(2)]
-    given = [fid.statistics([x]) for x in sets]
-    mu, sigma = [s.mu for s in given], [s.factor.T @ s.factor for s in given]
-    began = time.perf_counter()
-    if not ours:
-        from scipy.linalg import sqrtm
+    return [fid.statistics([x]) for x in sets]
 
-        root = sqrtm((sigma[0] @ sigma[1]).numpy()).trace().real
-        value = ((mu[0] - mu[1]) ** 2).sum() + sigma[0].trace() + sigma[1].trace() - 2 * root
-    elif n < 2048:
-        value = fid.distance(mu[0], given[0].factor, mu[1], given[1].factor)
-    else:
-        value = fid.frechet_distance(mu[0], sigma[0], mu[1], sigma[1])
+
+def scipy_distance(args: Namespace, n: int) -> dict[str, float]:
+    """From covariances, by the square root of their product."""
+    from scipy.linalg import sqrtm
+
+    real, fake = feature_sets(args, n)
+    sigma1, sigma2 = real.factor.T @ real.factor, fake.factor.T @ fake.factor
+    began = time.perf_counter()
+    root = sqrtm((sigma1 @ sigma2).numpy()).trace().real
+    value = ((real.mu - fake.mu) ** 2).sum() + sigma1.trace() + sigma2.trace() - 2 * root
     return {"per minute": 60 / (time.perf_counter() - began), "distance": float(value)}
 
 
-def distance_rows(n: int) -> dict:
-    row = lambda ours: lambda args: trace_of_the_root(args, n, ours)
-    return {"scipy.linalg.sqrtm": row(False), "fid.py": row(True)}
+def our_distance(args: Namespace, n: int) -> dict[str, float]:
+    """From covariances, or with few images from features."""
+    real, fake = feature_sets(args, n)
+    sigma1, sigma2 = real.factor.T @ real.factor, fake.factor.T @ fake.factor
+    began = time.perf_counter()
+    if n < 2048:
+        value = fid.distance(real.mu, real.factor, fake.mu, fake.factor)
+    else:
+        value = fid.frechet_distance(real.mu, sigma1, fake.mu, sigma2)
+    return {"per minute": 60 / (time.perf_counter() - began), "distance": value}
 
 
-def watched(
-    script, args: Namespace, flags: list[str], steps: int, watch: Callable[[run_folder.Run, int], None]
-) -> None:
+def distance_rows(n: int) -> dict[str, Callable]:
+    return {
+        "scipy.linalg.sqrtm": lambda args: scipy_distance(args, n),
+        "fid.py": lambda args: our_distance(args, n),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- several ranks
+
+
+def watched(script, args: Namespace, flags: tuple[str, ...], steps: int, watch: Callable) -> None:
     """Train for so many steps, without evaluation; watch(run, step) is called as each begins."""
-    fid.judges, all_steps = lambda *_: {}, run_folder.Run.steps
+    all_steps = run_folder.Run.steps
 
-    def seen(run):
+    def seen(run: run_folder.Run):
         for step in all_steps(run):
             watch(run, step)
             yield step
 
-    run_folder.Run.steps, ranks.leave = seen, sys.exit
+    run_folder.Run.steps = seen
+    fid.judges, ranks.leave = lambda *_: {}, sys.exit  # where evaluation would begin, the script ends
     with tempfile.TemporaryDirectory() as out:
         usual = ["--device", "cpu", "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", f"{out}/run"]
         try:
             script.main([*flags, *usual, "--steps", str(steps), "--log-every", "1000", "--sample-every", "1000"])
         except SystemExit as end:
             assert not end.code, end.code
+
+
+def bytes_on_loopback() -> int:
+    """That this machine's processes have sent one another so far."""
+    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
+
+
+def sent_per_step(args: Namespace, script, *flags: str) -> float:
+    """Bytes that a step of one of two ranks sends; two ranks send as much as they reduce. This is one of them."""
+    sent = {}
+
+    def watch(_, step: int) -> None:
+        sent[step] = bytes_on_loopback()
+
+    watched(script, args, flags, 6, watch)
+    return (sent[6] - sent[2]) / 4 / 2
 
 
 class Calls(TorchDispatchMode):
@@ -425,25 +529,11 @@ class Calls(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
-    """Of a step on two gloo ranks: bytes to be reduced, by hand and by the loopback device; efficiency on paper.
-
-    On paper a GPU computes at 200 TFLOP/s or starts an operation every 5 µs, whichever takes longer; nothing overlaps;
-    an all-reduce of S bytes by R ranks takes 2 (R − 1) / R · S / bandwidth and 20 µs among 8 (300 GB/s), and once more,
-    with 40 µs, among 8 such machines (400 Gb/s each). Every GPU has the script's usual batch. With less than `batch` on
-    a GPU its step gets no shorter.
-    """
-    sent, begun = lambda: int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text()), {}
-    if ranks.launched():
-        watched(script, args, list(flags), 6, lambda _, step: begun.setdefault(step, sent()))
-        return {"bytes": (begun[6] - begun[2]) / 4 / 2}  # each of two ranks sends as much as it reduces
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *sys.argv]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    measured = json.loads(out.splitlines()[-1])["bytes"]
-
+def one_step(script, args: Namespace, *flags: str) -> tuple[run_folder.Run, int, int]:
+    """(a run, how many operations its second step takes, and how many floating-point operations)."""
     operations, flop_counter, runs = Calls(), FlopCounterMode(display=False), []
 
-    def count(run: run_folder.Run, step: int) -> None:
+    def watch(run: run_folder.Run, step: int) -> None:
         if step == 2:
             runs.append(run)
             operations.__enter__()
@@ -452,32 +542,65 @@ def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
             flop_counter.__exit__(None, None, None)
             operations.__exit__(None, None, None)
 
-    watched(script, args, list(flags), 3, count)
-    run, batch = runs[0], runs[0].args.batch_size
-    reduced = calls = 0
+    watched(script, args, flags, 3, watch)
+    return runs[0], operations.n, flop_counter.get_total_flops()
+
+
+def reductions(script, run: run_folder.Run) -> tuple[int, int]:
+    """(bytes that a step reduces over the ranks, in how many calls), by hand."""
+    n_bytes = calls = 0
     for key, passes in {"model": 2, "G": 3, "D": 6}.items():  # forward and backward; G also makes what D learns from
-        net = run.objects.get(key, nn.Module())
-        norms = [m.num_features for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        reduced += 4 * sum(p.numel() for p in net.parameters()) + 4 * 2 * passes * sum(norms)  # two sums per channel
-        calls += (key in run.objects) + passes * len(norms)
-    if script is simclr:
-        reduced, calls = reduced + 2 * 4 * 2 * batch * run.args.feature_dim, calls + 2  # z forward and its gradient
-    if script is char_rnn:
-        reduced, calls = reduced + 4 * run.objects["state"]["hidden"].numel(), calls + 1
-    flops, starting = flop_counter.get_total_flops() / batch, 5e-6 * operations.n
-    one_gpu = max(starting, flops * batch / 200e12)
-    on = lambda n, latency, bandwidth: calls * latency + 2 * (n - 1) / n * reduced / bandwidth
-    node, cluster = on(8, 20e-6, 300e9), on(8, 20e-6, 300e9) + on(8, 40e-6, 50e9)
+        if key in run.objects:
+            net = run.objects[key]
+            channels = [m.num_features for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            n_bytes += 4 * sum(p.numel() for p in net.parameters()) + 4 * 2 * passes * sum(channels)  # two sums each
+            calls += 1 + passes * len(channels)
+    if script is simclr:  # z forward and its gradient
+        n_bytes += 2 * 4 * 2 * run.args.batch_size * run.args.feature_dim
+        calls += 2
+    if script is char_rnn:  # the hidden state
+        n_bytes += 4 * run.objects["state"]["hidden"].numel()
+        calls += 1
+    return n_bytes, calls
+
+
+def all_reduce(calls: int, n_bytes: int, latency: float, bandwidth: float) -> float:
+    """Seconds on paper, among 8."""
+    return calls * latency + 2 * 7 / 8 * n_bytes / bandwidth
+
+
+def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
+    """Of a step on two gloo ranks: bytes to be reduced, by hand and by the loopback device; efficiency on paper.
+
+    On paper a GPU computes at 200 TFLOP/s or starts an operation every 5 µs, whichever takes longer; nothing overlaps;
+    an all-reduce of S bytes by R ranks takes 2 (R − 1) / R · S / bandwidth and 20 µs among 8 (300 GB/s), and once more,
+    with 40 µs, among 8 such machines (400 Gb/s each). Every GPU has the script's usual batch. With less than `batch` on
+    a GPU its step gets no shorter.
+    """
+    if ranks.launched():
+        return {"bytes": sent_per_step(args, script, *flags)}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    measured = json_line([*torchrun, "-m", "report.bench", *sys.argv[1:]])["bytes"]
+
+    run, n_operations, flops = one_step(script, args, *flags)
+    n_bytes, calls = reductions(script, run)
+    starting, per_sample = 5e-6 * n_operations, flops / run.args.batch_size
+    one_gpu = max(starting, flops / 200e12)
+    node = all_reduce(calls, n_bytes, 20e-6, 300e9)
+    cluster = node + all_reduce(calls, n_bytes, 40e-6, 50e9)
     return {
-        "KB reduced": reduced / 1e3,
+        "KB reduced": n_bytes / 1e3,
         "measured": measured / 1e3,
         "reductions": calls,
-        "operations": operations.n,
-        "MFLOP/sample": flops / 1e6,
+        "operations": n_operations,
+        "MFLOP/sample": per_sample / 1e6,
         "8 GPUs, %": 100 * one_gpu / (one_gpu + node),
         "64 GPUs, %": 100 * one_gpu / (one_gpu + cluster),
-        "batch": max(starting, node) * 200e12 / flops,
+        "batch": max(starting, node) * 200e12 / per_sample,
     }
+
+
+# ------------------------------------------------------------------------------------------------------- all the tables
 
 
 TABLES = {
@@ -501,15 +624,11 @@ TABLES = {
         "simclr.py": lambda args: views(args, simclr.augment),
     },
     "SimCLR training, ResNet-18, batch 256": {
-        "torchvision's loader, 2 workers": lambda args: simclr_step(args, False),
-        "simclr.py --no-bf16": lambda args: simclr_step(args, True),
-        "simclr.py": lambda args: simclr_step(args, True, True),
+        "torchvision's loader, 2 workers": loader_simclr,
+        "simclr.py --no-bf16": lambda args: our_simclr(args, bf16=False),
+        "simclr.py": lambda args: our_simclr(args, bf16=BF16),
     },
-    "Inception features and their covariance, float32": {
-        "pytorch-fid": lambda args: feature_extraction(args, False),
-        "fid.py": lambda args: feature_extraction(args, True),
-        "fid.py --bf16": lambda args: feature_extraction(args, True, True),
-    },
+    "Inception features and their covariance, float32": {"pytorch-fid": pytorch_fid_features, "fid.py": our_features},
     "Fréchet distance, 3,000 images": distance_rows(3000),
     "Fréchet distance, 1,000 images": distance_rows(1000),
     "Two ranks, per step": {
@@ -521,11 +640,22 @@ TABLES = {
         "simclr.py": lambda args: communication(args, simclr, "--batch-size", "256", "--data", photographs(args)),
     },
 }
+SLOW = "conv|dcgan|SimCLR training|Two ranks|v2|--compile|--no-bf16|workers|3 layers|Fréchet|generation"  # not --quick
 
 
-SLOW = re.compile(
-    "conv|dcgan|SimCLR training|Two ranks|v2|fid.py --bf16|--compile|--no-bf16|workers|3 layers|Fréchet|generation"
-).search  # what --quick leaves out
+def get_args(argv: list[str] | None = None) -> Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
+    steps_help = (
+        "of vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images"
+    )
+    p.add_argument("--steps", type=common.number(int, 5), default=1000, help=steps_help)
+    p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
+    p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
+    p.add_argument("--data-dir", default="data", help="where MNIST is; without it, the embedded digits")
+    p.add_argument("--only", default="", help="run the rows whose table and name contain this")
+    p.add_argument("--row", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
+    return p.parse_args(argv)
 
 
 def processor() -> str:
@@ -534,50 +664,50 @@ def processor() -> str:
     return (names or [platform.processor() or platform.machine()])[0]
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
-    p.add_argument(
-        "--steps",
-        type=common.number(int, 5),
-        default=1000,
-        help="vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images",
-    )
-    p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
-    p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
-    p.add_argument("--data-dir", default="data", help="where MNIST is; without it, the embedded digits")
-    p.add_argument("--only", default="", help="run the rows whose table and name contain this")
-    p.add_argument("--row", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.row:
-        figures = TABLES[args.row[0]][args.row[1]](args)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-        print(json.dumps(figures | {"peak MB": peak}))
-        return
-    if args.quick:
-        args.steps, args.rounds = min(args.steps, 150), 1
+def json_line(command: list[str]) -> dict[str, float]:
+    """The last line that python prints, given these arguments."""
+    out = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])
 
+
+def run_row(args: Namespace) -> None:
+    """In a process of its own: one row's figures, as a line of JSON."""
+    table, row = args.row
+    figures = TABLES[table][row](args)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KB, on macOS in bytes
+    print(json.dumps(figures | {"peak MB": peak / (1 << (20 if sys.platform == "darwin" else 10))}))
+
+
+def run_table(table: str, rows: list[str], args: Namespace, steps: int, rounds: int) -> None:
+    measured = {row: [] for row in rows}
+    for _ in range(rounds):
+        for row in rows:
+            command = ["-m", "report.bench", "--row", table, row, "--steps", str(steps)]
+            measured[row].append(json_line([*command, "--seed", str(args.seed), "--data-dir", args.data_dir]))
+    print(f"\n{table}, --steps {steps}, median of {rounds}\n")
+    names = list(measured[rows[0]][0])
+    print(f"| {'':31} | {' | '.join(f'{name:>10}' for name in names)} | ratio |")
+    print(f"|{'-' * 33}|{'-----------:|' * len(names)}------:|")
+    base = statistics.median(m[names[0]] for m in measured[rows[0]])
+    for row in rows:
+        medians = [statistics.median(m[name] for m in measured[row]) for name in names]
+        cells = " | ".join(f"{median:10.1f}" for median in medians)
+        print(f"| {row:31} | {cells} | {medians[0] / base:5.2f} |", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    if args.row:
+        return run_row(args)
+    steps = min(args.steps, 150) if args.quick else args.steps
+    rounds = 1 if args.quick else args.rounds
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}")
     for table, rows in TABLES.items():
-        rows = [row for row in rows if args.only in f"{table}: {row}" and not (args.quick and SLOW(table + row))]
-        if not rows:
-            continue
-        measured = {row: [] for row in rows}
-        for _ in range(args.rounds):
-            for row in rows:
-                command = [sys.executable, __file__, "--row", table, row, "--steps", str(args.steps)]
-                command += ["--seed", str(args.seed), "--data-dir", args.data_dir]
-                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                measured[row].append(json.loads(out.splitlines()[-1]))
-        print(f"\n{table}, --steps {args.steps}, median of {args.rounds}\n")
-        names = list(measured[rows[0]][0])
-        print(f"| {'':26} | {' | '.join(f'{name:>10}' for name in names)} | ratio |")
-        print(f"|{'-' * 28}|{'-----------:|' * len(names)}------:|")
-        for row in rows:
-            medians = {name: statistics.median(m[name] for m in measured[row]) for name in names}
-            base = statistics.median(m[names[0]] for m in measured[rows[0]])
-            cells = " | ".join(f"{medians[name]:10.1f}" for name in names)
-            print(f"| {row:26} | {cells} | {medians[names[0]] / base:5.2f} |")
+        chosen = [row for row in rows if args.only in f"{table}: {row}"]
+        if args.quick:
+            chosen = [row for row in chosen if not re.search(SLOW, table + row)]
+        if chosen:
+            run_table(table, chosen, args, steps, rounds)
 
 
 if __name__ == "__main__":
