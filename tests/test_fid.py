@@ -1,0 +1,357 @@
+"""fid.py: networks and distances against others', folders and statistics, what a run says of its samples."""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fid
+import vae
+from plumbing import images, inception, lenet
+from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd
+
+
+def test_inception_is_pytorch_fids(inception_file, monkeypatch):
+    theirs = pytest.importorskip("pytorch_fid.inception")
+    weights = torch.load(inception_file, weights_only=True)
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: weights)
+    x, ours = photos(64 if LONG else 8), inception.load(inception_file)
+    with torch.no_grad():
+        reference = theirs.InceptionV3().eval()(x / 255)[0].flatten(1)
+        assert reference.shape == (len(x), 2048) and reference.std(0).median() > 0.01
+        assert apart(ours(x / 255), reference) < 1e-6
+        assert apart(torch.cat(list(fid.features(x, ours, 5))), reference) < 1e-4  # BatchNorm folded, channels_last
+        large = torch.rand(1, 3, 700, 500)
+        assert apart(ours(large), theirs.InceptionV3().eval()(large)[0].flatten(1)) < 1e-6
+    assert ours.state_dict().keys() == weights.keys() and not ours.training
+    assert ours.sha256 == hashlib.sha256(inception_file.read_bytes()).hexdigest()
+
+
+def test_inception_is_torch_fidelitys(inception_file):
+    """On images of 299 x 299, because it resizes as TensorFlow 1 does; it scales by 128, so that 256 means our 1."""
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    x = photos(4, 299)
+    with torch.no_grad():
+        reference = theirs("", ["2048"], feature_extractor_weights_path=inception_file)(x)[0]
+        assert apart(inception.load(inception_file)(x / 256), reference) < 1e-6
+
+
+def test_frechet_distance_of_random_pairs_is_scipys():
+    linalg, seen = pytest.importorskip("scipy.linalg"), 0
+    for seed in range(200):
+        d = 2 + seed % 23
+        mu1, mu2 = torch.randn(2, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        sigma1, sigma2 = spd(d, 2 * seed), spd(d, 2 * seed + 1)
+        root = linalg.sqrtm((sigma1 @ sigma2).numpy())
+        exact = ((mu1 - mu2) ** 2).sum() + sigma1.trace() + sigma2.trace() - 2 * np.trace(root).real
+        ours = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
+        assert isinstance(ours, float) and ours == pytest.approx(exact.item(), rel=1e-6)
+        assert ours == pytest.approx(fid.frechet_distance(mu2, sigma2, mu1, sigma1), rel=1e-9)
+        seen += 1
+    assert seen == 200
+
+
+def test_frechet_distance_of_singular_covariances():
+    """100 images of 500 features: from the covariances (by eigenvectors) as from the features themselves."""
+    x, y = torch.randn(2, 100, 500, generator=torch.Generator().manual_seed(0)).relu()
+    a, b = (fid.statistics(h.split(30)) for h in (x, y))
+    sigma = [np.cov(h.double().numpy(), rowvar=False) for h in (x, y)]
+    value = fid.distance(a.mu, a.factor, b.mu, b.factor)
+    assert a.factor.shape == (100, 500) and 0 < value < math.inf
+    assert fid.factor(torch.from_numpy(sigma[0])).shape == (99, 500)
+    assert fid.frechet_distance(a.mu, sigma[0], b.mu, sigma[1]) == pytest.approx(value, rel=1e-6)
+    assert fid.frechet_distance(a.mu, sigma[0], a.mu, sigma[0]) <= 1e-6
+    assert fid.distance(a.mu, a.factor, a.mu, a.factor) <= 1e-6
+
+
+def test_frechet_distance_refuses_what_is_none():
+    mu, sigma, nan = torch.zeros(3), torch.eye(3), torch.full((3, 3), math.nan)
+    for wrong, says in (
+        ((mu, nan, mu, sigma), "not finite"),
+        ((mu, sigma, mu * math.nan, sigma), "not finite"),
+        ((mu, sigma, torch.zeros(4), torch.eye(4)), "different features: 3 and 4"),
+        ((mu, torch.eye(4), mu, sigma), r"not \(3,\) .*, \(4, 4\)"),
+        ((mu, -sigma, mu, sigma), "no covariance"),
+        ((mu, sigma + 0j, mu, sigma), "real mean"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fid.frechet_distance(*wrong)
+
+
+def test_a_folder_is_read_ahead_by_one_batch(monkeypatch):
+    seen, read = [], images.read_pixels
+
+    def spy(*args):
+        seen.append(args)
+        return read(*args)
+
+    monkeypatch.setattr(images, "read_pixels", spy)
+    batches = images.folder_images(Path(as_files(photos(40), "set")), "RGB", 4)
+    seen.clear()
+    assert sum(len(next(batches)) for _ in range(3)) == 12 and len(seen) <= 16
+    batches.close()
+
+
+def test_order_batches_and_files_change_nothing(inception_file):
+    x, other = photos(12).split(6)
+    net, values = inception.load(inception_file), []
+    real = fid.statistics(fid.features(other, net))
+    files = images.folder_images(Path(as_files(x, "set")), "RGB", 4)
+    for pictures, size in ((x, 50), (x[torch.randperm(6)], 4), (x.split(1), 1), (files, 4)):
+        s = fid.statistics(fid.features(pictures, net, size))
+        values.append(fid.distance(real.mu, real.factor, s.mu, s.factor))
+    assert values == pytest.approx([values[0]] * 4, rel=1e-6)
+    with pytest.raises(ValueError, match="uint8"):
+        fid.activation_statistics(x / 255, net)
+
+
+def test_folder_of_any_sizes_and_modes(inception_file, capsys):
+    """The oracle is ToTensor and the network, image by image. Sub-folders count, broken files are named."""
+    for i, (mode, size) in enumerate([("RGB", (40, 30)), ("L", (299, 299)), ("P", (64, 200)), ("RGBA", (9, 9))]):
+        image(Path(f"set/sub{i % 2}/{i}.png"), size, mode, seed=i)
+    Image.fromarray(np.full((9, 9), 257 * 60, np.uint16)).save("set/deep.png")
+    Path("set/broken.png").write_bytes(Path("set/sub0/0.png").read_bytes()[:99])
+    Path("set/empty.jpg").touch()
+    net, h = inception.load(inception_file), []
+    for file in sorted(Path("set/").glob("sub*/*")):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+        h.append(net(pixels[None] / 255))
+    h.append(net(torch.full((1, 3, 9, 9), 60 / 255)))
+    h = torch.cat(h)
+    for size in (3, 50):
+        mu, sigma = fid.activation_statistics(images.folder_images(Path("set"), "RGB", size), net, size)
+        assert apart(mu, h.double().mean(0)) < 1e-4
+        assert apart(sigma, torch.cov(h.double().T)) < 1e-3
+    said = capsys.readouterr().err
+    assert "2 of 7 image files in set" in said and "broken.png" in said
+
+
+def test_a_data_set_is_read_at_the_size_of_what_it_is_compared_with(capsys, monkeypatch):
+    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    as_files(photos(3, 20), "set")
+    fid.main(["digits:test", "set", "--features", "lenet", "--json"])
+    assert json.loads(capsys.readouterr().out)["size_real"] == 20
+    fid.main(["digits:test", as_files(photos(3, 70), "large"), "--features", "lenet", "--json"])
+    found = capsys.readouterr()
+    assert json.loads(found.out)["size_real"] == 32 and "images of other sizes" in found.err
+
+
+def test_lenet_is_trained_once(capsys, monkeypatch):
+    data = images.load_images("digits", "mnist", "data", 28)
+    net = lenet.classifier(data, "data", torch.device("cpu"))
+    assert net.accuracy > 0.9 and f"accuracy {net.accuracy:.2%}" in capsys.readouterr().err
+    file = next(Path("data/cache").glob("lenet-digits-*.pth"))
+    assert net.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(lenet, "_trained", None)  # the second start trains nothing
+    again = lenet.classifier(data, "data", torch.device("cpu"))
+    assert again.accuracy == net.accuracy and again.sha256 == net.sha256
+    seen = lenet.classes(net(data.test[data.test_labels == 3] / 255), net)
+    assert seen["class_histogram"][3] / sum(seen["class_histogram"]) > 0.8 and seen["class_entropy"] < 1 < math.log(10)
+    p = torch.softmax(net.classifier(net(data.test / 255)), 1).numpy()
+    share = np.bincount(p.argmax(1), minlength=10) / 179
+    seen = lenet.classes(net(data.test / 255), net)
+    assert seen["class_entropy"] == pytest.approx(-sum(q * math.log(q) for q in share), rel=1e-5)
+    assert seen["confident"] == pytest.approx((p.max(1) > 0.9).mean(), rel=1e-5)
+    assert net(torch.rand(2, 1, 60, 30)).shape == (2, 84)  # not squares
+    with pytest.raises(ValueError, match="no classes"):
+        lenet.classifier(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
+
+
+def test_a_run_reports_what_the_command_measures(capsys, inception_file, monkeypatch):
+    monkeypatch.setattr(fid, "SAMPLES", 1000)
+    vae.main("--data digits --arch mlp --latent-dim 2 --image-size 16 --steps 20 --out run".split())
+    said, results = capsys.readouterr(), results_of("run")
+    assert "python fid.py digits:test run" in said.out and "WARNING: held-out: 179 images" in said.err
+    about = results["fd_lenet_about"]
+    for argv in (["digits:test", "run"], ["digits:test", "run/vae.pth", "--batch-size", "7"]):
+        fid.main([*argv, "--features", "lenet", "--json"])
+        found = capsys.readouterr()
+        measured = json.loads(found.out)
+        assert measured["metric"] == "FD-LeNet" and "WARNING: digits:test: 179 images" in found.err
+        assert measured["value"] == pytest.approx(results["fd_lenet"], rel=1e-6)
+        assert about.items() <= measured.items() and measured["seed"] == 0 and about["n_real"] == 179
+        assert measured["class_histogram"] == results["class_histogram"] and measured["n_generated"] == 1000
+        assert sum(measured["class_histogram"]) == 1000 and measured["size_real"] == 16
+        assert measured["split"] == "test"
+    values = {results["fd_lenet"]}
+    for seed in ("0", "1"):
+        fid.main(["digits:test", "run", "--features", "lenet", "--json", "--n", "501", "--seed", seed])
+        measured = json.loads(capsys.readouterr().out)
+        assert measured["seed"] == int(seed) and measured["n_generated"] == 501
+        values.add(measured["value"])
+    assert len(values) == 3
+    fid.main(["run", "run", "--json", "--save-stats", "x.npz", "--n", "2", "--weights", str(inception_file)])
+    assert json.loads(capsys.readouterr().out)["seed"] == 0  # GENERATED's; REAL draws from the next one
+    fid.main(["run", "x.npz", "--json", "--n", "2", "--weights", str(inception_file)])
+    again = json.loads(capsys.readouterr().out)
+    assert again["seed"] == 1 and again["value"] <= 1e-6
+
+
+def test_the_end_of_a_run_survives_samples_that_cannot_be_measured(tmp_path, capsys):
+    """A generator that makes one image only is measured; a single held-out image is left out with a line."""
+    data = images.load_images("digits", "mnist", "data", 28)
+    constant = lambda *_: [torch.full((500, 1, 28, 28), 77, dtype=torch.uint8)]
+    results = fid.measured(constant, fid.judges(data, "data", torch.device("cpu")))
+    assert results["fd_lenet"] > 1 and results["class_entropy"] == 0
+
+    for i in range(12):
+        image(tmp_path / f"twelve/{i % 2}/{i}.png", mode="L", seed=i)
+    vae.main(["--data", "twelve", "--steps", "1", "--arch", "mlp", "--latent-dim", "1", "--out", "run"])
+    assert "left out: a covariance needs at least two images" in capsys.readouterr().err
+    assert "fd_lenet" not in results_of("run")
+
+
+def raising(error: Exception):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+LEFT_OUT = [ValueError("not finite"), OSError("no weights"), MemoryError("little"), torch.OutOfMemoryError("full")]
+
+
+@pytest.mark.parametrize("error", LEFT_OUT)
+def test_what_cannot_be_measured_is_left_out(error, capsys):
+    judges = {"fid": raising(error), "fd_lenet": lambda _: {"fd_lenet": 1.0}}
+    assert fid.measured(None, judges) == {"fd_lenet": 1.0}
+    assert capsys.readouterr().err == f"fid is left out: {error}\n"
+
+
+def test_judges_that_cannot_be_had_are_left_out(capsys, monkeypatch):
+    """No labels, no place for the classifier, features that are not finite, no Inception weights: a line each."""
+    data, cpu = images.load_images("digits", "mnist", "data", 28), torch.device("cpu")
+    capsys.readouterr()
+    assert fid.judges(data._replace(train_labels=data.train_labels * 0), "data", cpu) == {}
+    assert "fd_lenet is left out: digits" in capsys.readouterr().err
+    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    assert fid.judges(data, "/dev/null/data", cpu) == {}
+    assert "fd_lenet is left out: " in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        net = lenet.LeNet(1, 10).eval()
+        net.body[4][0].bias.data[3] = math.nan
+        patch.setattr(lenet, "classifier", lambda *_: net)
+        patch.setattr(torch.hub, "get_dir", lambda: "hub")
+        assert fid.judges(data, "data", cpu) == {}
+        assert "fd_lenet is left out: there are features that are not finite" in capsys.readouterr().err
+        patch.setattr(lenet, "classifier", raising(ValueError("no classes")))
+        assert fid.judges(data, "data", torch.device("cuda")) == {}
+        assert "fid is left out: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("wrong device"), TypeError("no number"), KeyError("fid")])
+def test_defects_in_measurements_are_raised(error, monkeypatch):
+    data = images.load_images("digits", "mnist", "data", 28)
+    with pytest.raises(type(error)):
+        fid.measured(None, {"fid": raising(error)})
+    monkeypatch.setattr(lenet, "classifier", raising(error))
+    with pytest.raises(type(error)):
+        fid.judges(data, "data", torch.device("cpu"))
+
+
+def test_command_and_statistics(inception_file, capsys):
+    """The value from images and from our .npz of one side; and what the result says."""
+    x, y = photos(8).split(4)
+    a, b, weights = as_files(x, "a"), as_files(y, "b"), ["--weights", str(inception_file)]
+    fid.main([a, b, *weights, "--json", "--kid", "--save-stats", "a.npz"])
+    found = capsys.readouterr()
+    result = json.loads(found.out)
+    net = inception.load(inception_file)
+    assert result["kid"] == pytest.approx(fid.kid(*(torch.cat(list(fid.features(p, net))) for p in (x, y))), rel=1e-4)
+    assert "WARNING: a: 4 images; with less than 2,048" in found.err and "no published FID compares" in found.err
+    expected = {"metric": "FID", "n_real": 4, "n_generated": 4, "real": a, "generated": b, "dtype": "float32"}
+    assert expected.items() <= result.items() and result["weights_sha256"] == net.sha256 and "299" in result["resize"]
+    assert {"features", "split", "seed"} < result.keys() and result["split"] is result["seed"] is None
+
+    with np.load("a.npz", allow_pickle=False) as file:
+        assert file["mu"].shape == (2048,) and file["sigma"].shape == (2048, 2048) and file["mu"].dtype == np.float64
+    fid.main(["a.npz", b, *weights])
+    assert capsys.readouterr().out.startswith(f"FID: {result['value']:.6g} | ")
+
+
+def test_statistics_of_two_files(capsys, monkeypatch):
+    """Ours and pytorch-fid's, which do not say what they are of: no network is needed."""
+    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    fid.main(["digits:test", "--features", "lenet", "--save-stats", "ours.npz"])
+    with np.load("ours.npz", allow_pickle=False) as file:
+        np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
+    capsys.readouterr()
+    monkeypatch.setattr(fid, "features", None)
+    fid.main(["ours.npz", "theirs.npz", "--json"])
+    result, file = json.loads(capsys.readouterr().out), next(Path("data/cache").glob("lenet-digits-*.pth"))
+    assert result["value"] <= 1e-6 and result["n_real"] == 179
+    assert result["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    fid.main(["theirs.npz", "theirs.npz"])
+    said = re.match(r"Fréchet distance: (\S+) \| features of .npz files that do not say which", capsys.readouterr().out)
+    assert float(said[1]) <= 1e-6
+    fid.main(["ours.npz", "ours.npz"])
+    found = capsys.readouterr()
+    assert float(re.match(r"FD-LeNet: (\S+) \| features LeNet-5", found.out)[1]) <= 1e-6
+    assert "WARNING: ours.npz: 179 images" in found.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["set", "nowhere"], "there is no nowhere"),
+        (["set", "nowhere.npz"], "no file nowhere.npz"),
+        (["set", "empty"], "empty holds no image file"),
+        (["set", "broken"], "at least two images; there are 0"),
+        (["mnist", "set"], "there is no mnist; a data set is named with its split"),
+        (["set"], "--save-stats"),
+        (["", "set"], "a name is empty"),
+        (["set", "--kid", "--save-stats", "x.npz"], "name the generated images too"),
+        (["good.npz", "--save-stats", "x.npz"], "images as REAL"),
+        (["set", "--save-stats", "nowhere/x.npz"], "a folder that exists"),
+        (["set", "odd.npz"], "odd.npz does not hold"),
+        (["set", "unsaved"], "is a run folder, but holds no vae.pth"),
+        (["set", "notes.txt"], "neither a folder"),
+        (["set", "pickle.npz"], "pickle.npz does not hold the statistics"),
+        (["set", "cut.npz"], "cut.npz does not hold the statistics"),
+        (["set", "text.npz"], "text.npz does not hold the statistics"),
+        (["set", "nan.npz"], "not finite"),
+        (["set", "other.npz"], "other.npz does not hold"),
+        (["good.npz", "small.npz"], "different features: 5 and 3"),
+        (["ours.npz", "set"], "not comparable"),
+        (["good.npz", "set", "--kid"], "--kid needs images"),
+        (["set", "set", "--save-stats", "good.npz"], "a new file.npz"),
+        (["set", "set", "--save-stats", "stats"], "a new file.npz"),
+        (["set", "set", "--weights", "nowhere.pth"], "No such file"),
+        (["set", "set", "--weights", "notes.txt"], "does not hold the weights"),
+        (["set", "set", "--weights", "trap.pth"], "does not hold the weights"),
+        (["set", "set", "--features", "lenet"], "data set with classes as REAL"),
+        (["set:test", "set", "--features", "lenet"], "has no classes"),
+        (["digits:test", "set", "--features", "lenet", "--weights", "x.pth"], "not for --features lenet"),
+        (["set", "set", "--n", "1"], "--n"),
+        (["set", "set", "--batch-size", "0"], "--batch-size"),
+        (["digits:test", "folder-run"], "another kind of file"),
+    ],
+)
+def test_bad_input_of_fid_gets_one_line(argv, says, capsys, inception_file):
+    as_files(photos(4), "set")
+    for name in ("empty", "broken", "folder-run", "unsaved"):
+        Path(name).mkdir()
+    Path("unsaved/config.json").touch()
+    Path("broken/a.png").write_bytes(b"no image")
+    Path("notes.txt").write_text("no image")
+    good = {"mu": np.zeros(5), "sigma": np.eye(5)}
+    np.savez("good.npz", **good)
+    np.savez("small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez("ours.npz", **good, about=json.dumps({"n": 9, "made_by": {"weights_sha256": "0" * 64}}))
+    np.savez("odd.npz", **good, about="[1]")
+    np.savez("pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    np.savez("nan.npz", mu=np.zeros(2), sigma=np.full((2, 2), np.nan))
+    np.savez("other.npz", x=np.zeros(2))
+    Path("cut.npz").write_bytes(Path("good.npz").read_bytes()[:200])
+    Path("text.npz").write_text("text")
+    torch.save({"fc.weight": Trap()}, "trap.pth")
+    torch.save({"script": "vae", "flags": {}}, "folder-run/vae.pth")
+    if "--weights" not in argv and "lenet" not in argv:
+        argv = [*argv, "--weights", str(inception_file)]
+    assert says in error_line(capsys, fid.main, argv) and not Path("executed").exists()

@@ -1,0 +1,158 @@
+"""vae.py: the bound, its own transposed convolution, runs and their ends."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import fid
+import vae
+from tests.helpers import batch, error_line, image, last_of, picture, results_of, same
+
+TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_elbo(likelihood):
+    """The two loss terms, turned into nats, are E log p(x|z) − KL as torch.distributions has it."""
+    torch.manual_seed(0)
+    model = vae.build_vae("mlp", 4, 1, 8)
+    model.set_likelihood(likelihood, 0.02)
+    x = batch(size=8).round() if likelihood == "bernoulli" else batch(size=8, low=-1)
+    torch.manual_seed(1)
+    _, rec, kl = vae.objective(model, x, likelihood, 0.02, 1.0)
+    torch.manual_seed(1)
+    x_hat, mu, log_sigma2 = model(x)
+    p = Bernoulli(x_hat) if likelihood == "bernoulli" else Normal(x_hat, math.sqrt(0.02 * 64))
+    exact = p.log_prob(x).sum() - kl_divergence(Normal(mu, (log_sigma2 / 2).exp()), Normal(0, 1)).sum()
+    assert vae.elbo(model, rec.item(), kl.item(), 64) == pytest.approx(exact.item() / 5, rel=1e-4)
+
+
+@pytest.mark.parametrize("stride, training", [(1, True), (2, True), (2, False)])
+def test_transposed_convolution_is_pytorchs(stride, training):
+    torch.manual_seed(0)
+    ours = vae.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double().train(training)
+    theirs = nn.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    found = []
+    for layer in (ours, theirs):
+        y = nn.ReLU(inplace=True)(layer(x))
+        found.append([y, *torch.autograd.grad((y**2).sum(), [x, layer.weight, layer.bias])])
+    assert all(map(torch.allclose, *found)), "values, and gradients by input, weight and bias"
+
+
+def test_technion_course_classes():
+    encoder = vae.EncoderCNN(in_channels=3, out_channels=1024)
+    decoder = vae.DecoderCNN(in_channels=1024, out_channels=3)
+    x = batch(3, 64, 2)
+    assert encoder(x).shape == (2, 1024, 4, 4) and decoder(encoder(x)).shape == x.shape
+    model = vae.VAE(encoder, decoder, x[0].size(), 2)
+    x_rec, _, _ = model(x)
+    assert x_rec.shape == x.shape and model.training and x_rec.min() >= -1
+
+
+def test_bad_architectures():
+    for arch, channels, size in (("tsinghua", 3, 32), ("tsinghua", 1, 28), ("technion", 3, 40), ("resnet", 1, 32)):
+        with pytest.raises(ValueError, match=arch):
+            vae.build_vae(arch, 2, channels, size)
+
+
+def test_a_run_from_start_to_export(capsys, monkeypatch):
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    vae.main([*TINY, "--steps", "30", "--log-every", "10", "--sample-every", "20"])
+    folder = Path("runs/vae-digits-mlp-z2")
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"{folder}: trained and measured on digits (1618 + 179 images of (1, 16, 16))"
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "step,split,loss,rec,kl" and len(rows) == 7 and rows[-1].startswith("30,test,")
+    losses = [float(row.split(",")[2]) for row in rows[1:] if ",test," in row]
+    assert losses[-1] < losses[0]
+    results = results_of(folder)
+    assert results["elbo"] < results["log_px"] < 0 and results["test_images"] == 179
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["latent_dim"] == 2 and config["parameters"]["model"] > 0
+    assert config["data"].startswith("digits") and list(folder.glob("events.out.tfevents.*"))
+    assert picture(folder / "samples/step_0000030.png").shape == (137, 137, 3)
+    for name in ("curves", "latent", "interpolation", "reconstructions", "reconstructions/step_0000020"):
+        picture(folder / f"{name}.png")
+
+    vae.main([*TINY, "--steps", "30"])
+    assert "is finished at step 30" in capsys.readouterr().out
+    vae.main(["--eval", "--latent-dim", "2"])  # the same model and noise: the same numbers
+    assert results_of(folder)["elbo"] == pytest.approx(results["elbo"], abs=1e-3)
+    vae.main(["--generate", "--n", "9", "--interpolate", "--export"])
+    assert picture(folder / "generated.png").shape == (52, 52, 3)
+    assert "within" in capsys.readouterr().out and (folder / "VAE_model.pth").exists()
+
+    assert "latent_dim 10" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3"])
+    assert "another kind" in error_line(capsys, vae.main, ["--generate", "--weights", str(folder / "last.pth")])
+    assert "seed 0 there, 1 here" in error_line(capsys, vae.main, [*TINY, "--seed", "1"])
+    vae.main([*TINY, "--seed", "1", "--steps", "1", "--fresh"])
+    assert len(list(Path("runs").glob("vae-digits-mlp-z2.*/last.pth"))) == 1  # the old run was moved aside
+
+
+def test_eval_never_measures_on_other_data(tmp_path, capsys):
+    for i in range(20):
+        image(tmp_path / f"set/{i}.png", seed=i)
+    vae.main(["--data", "set", "--steps", "1", "--arch", "mlp", "--latent-dim", "1"])
+    image(tmp_path / "set/another.png", seed=99)  # splits anew: what was trained on could be held out now
+    assert "not from set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
+
+
+@pytest.mark.parametrize("arch", ["tsinghua", "technion"])
+def test_resume_is_exact(arch, monkeypatch):
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    argv = ["--data", "digits", "--batch-size", "8", "--arch", arch, "--log-every", "4"]
+    vae.main([*argv, "--steps", "8", "--out", "whole"])
+    vae.main([*argv, "--steps", "5", "--out", "halves", "--save-every", "2"])
+    vae.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2"])
+    whole, halves = (last_of(name) for name in ("whole", "halves"))
+    assert same(whole, halves) and whole["step"] == 8 and len(whole["rows"]) == 4
+    assert Path("whole/metrics.csv").read_bytes() == Path("halves/metrics.csv").read_bytes()
+    vae.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
+    assert not same(whole["model"], last_of("seed1")["model"])  # the check can fail
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--latent-dim", "0"], "--latent-dim"),
+        (["--steps", "-5"], "--steps"),
+        (["--beta", "-1"], "--beta"),
+        (["--x-sigma2", "0"], "--x-sigma2"),
+        (["--data", "digits", "--arch", "technion", "--batch-size", "1"], "BatchNorm"),
+        (["--image-size", "5000"], "--image-size"),
+        (["--data", "nowhere/"], "no such file or folder"),
+        (["--data", "empty"], "no image file (0 other files)"),
+        (["--data", "texts"], "no image file (2 other files)"),
+        (["--data", "lies"], "none of the 1 image files"),
+        (["--data", "one"], "two are needed"),
+        (["--data", "texts/a.txt"], "neither a folder"),
+        (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
+        (["--data", "digits", "--arch", "technion", "--image-size", "20"], "multiple of 16"),
+        (["--data", "digits", "--arch", "tsinghua", "--image-size", "28"], "1x32x32"),
+        (["--data", "digits", "--out", "/dev/null/run"], "cannot be written"),
+        (["--data", "digits", "--out", "texts/a.txt"], "cannot be written"),
+        (["--data", "digits", "--out", "foreign"], "not saved by vae.py"),
+        (["--generate", "--weights", "foreign/last.pth"], "not saved by vae.py"),
+        (["--generate", "--weights", "texts/a.txt"], "cannot be read"),
+        (["--generate", "--weights", "nowhere.pth"], "No such file"),
+        (["--device", "cuda"], "has no cuda"),
+    ],
+)
+def test_bad_input_gets_one_line(argv, says, tmp_path, capsys):
+    if argv[-1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for name in ("empty", "texts", "lies", "foreign"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts/a.txt").write_text("hello")
+    (tmp_path / "texts/b.md").write_text("hello")
+    (tmp_path / "lies/a.png").write_text("hello")
+    image(tmp_path / "one/a.png")
+    torch.save({"script": "dcgan", "state_dict": {}}, tmp_path / "foreign/last.pth")
+    assert says in error_line(capsys, vae.main, argv)
