@@ -348,7 +348,9 @@ def continuation(
         scores, hidden = step(torch.tensor([i], device=device), hidden)
     while True:
         p = keep_likely(hot_softmax(scores[0], 0, temperature), top_k, top_p)  # (V,)
-        x = (p / torch.empty_like(p).exponential_()).argmax(0, keepdim=True)  # torch.multinomial, without its checks
+        x = (p / torch.empty_like(p).exponential_()).argmax(
+            0, keepdim=True
+        )  # largest with probability p, as torch.multinomial draws
         yield x.item()
         scores, hidden = step(x, hidden)
 
@@ -446,7 +448,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     for step in run.steps():
         x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
-        x, y = map(ranks.share, (x, y))
+        x, y = ranks.share(x), ranks.share(y)
         hidden = None if first else ranks.share(state["hidden"].to(device))
         with autocast:
             logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
@@ -461,8 +463,8 @@ def train(args: Namespace, device: torch.device) -> None:
             schedule.step()
 
         run.add("train", nats=loss)
-        measured = step % args.eval_every == 0 or step == args.steps
-        if measured:
+        measure_now = step % args.eval_every == 0 or step == args.steps
+        if measure_now:
             with autocast:
                 nats = ranks.from_first(evaluate(averaged.module, text.test))
             run.add("test", nats=nats)
@@ -475,11 +477,11 @@ def train(args: Namespace, device: torch.device) -> None:
                 run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
         if not state["measured"]:  # the latest, until there is a best
             best.load_state_dict(averaged.module.state_dict())
-        if measured or step % args.log_every == 0:
+        if measure_now or step % args.log_every == 0:
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
-            written = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
-            run.save_text(f"samples/step_{step:07d}.txt", written)
+            sample = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
+            run.save_text(f"samples/step_{step:07d}.txt", sample)
         if out_of_patience(args, state):
             print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             run.end_early()

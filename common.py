@@ -51,7 +51,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows a script's docstring as it is written, and the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, argparse.SUPPRESS)
+        silent = action.default is None or action.default is False
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -73,6 +73,8 @@ class Parser(argparse.ArgumentParser):
 def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 100, sample_every: int = 1000) -> Parser:
     """A parser with the flags that every script spells the same way; the numbers are their defaults."""
     p = Parser(description=doc, formatter_class=HelpFormatter)
+    for title in ("data", "model", "optimisation"):  # the order in which --help shows them
+        p.group(title)
     add = p.group("data")
     add("--data", help="a data set's name, or the path or URL of your own (default: the script's usual set)")
     add = p.group("optimisation")
@@ -85,7 +87,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     add("--data-dir", default="data", help="where data sets, downloads and decoded images are kept")
     add("--out", help="run folder (default: runs/SCRIPT-DATA-VARIANT); the same command continues what it holds")
     add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
-    add("--device", type=hardware.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
+    add("--device", type=hardware.device_name, default="auto", metavar=hardware.DEVICES, help="where to compute")
     add("--deterministic", action="store_true", help="on a GPU: only kernels that give the same bits each time, slower")
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=log_every, help="steps between rows of metrics.csv")
@@ -246,11 +248,10 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     if args.weights or args.out:
         named = Path(args.weights or args.out)
         paths = [named if named.is_file() else named / name]
-        any_data = True  # a data set may have moved since
     else:
         paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
         paths += SHIPPED.glob(f"{script}.pth")
-    if any_data:
+    if any_data or args.weights or args.out:  # or a data set that has moved since
         given.pop("data", None)
     best = f" in runs/{script}-*"
     for path in paths:
@@ -267,7 +268,8 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
 def output_folder(args: argparse.Namespace, weights: Path) -> Path:
     """Where what is made of trained weights goes: --out, else beside them, or into runs/ for those that ship."""
     folder = Path("runs", f"{weights.stem}-shipped") if weights.parent == SHIPPED else weights.parent
-    folder = Path(args.out or folder)
+    if args.weights and args.out:  # else --out is where the weights were found
+        folder = Path(args.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -228,7 +228,7 @@ def update(
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
-    # (1) update D: on data and on samples that no gradient goes through, apart, or BatchNorm would mix them
+    # (1) update D: on data, then on samples without gradient; in two calls, so that BatchNorm does not mix them
     z = draw_z(len(x))
     with autocast:
         with torch.no_grad():
@@ -314,7 +314,7 @@ def by_a_copy(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
 
 
 def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, object]:
-    """What held-out images say of 10,000 samples, and how far 500 of them are apart, in units of what images are."""
+    """What held-out images say of 10,000 samples; the mean distance of two of them, by that of two images."""
     import fid
 
     return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
@@ -333,7 +333,8 @@ def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
     if not run.step or not path.exists():
         return {}
     best = common.load(path, ("dcgan",), "trained_on")
-    return best if best.get("flags") == run.flags else {}  # else it is of a run that was killed before its first save
+    same = all(best.get("flags", {}).get(k) == v for k, v in run.flags.items())
+    return best if same else {}  # else it is of a run that was killed before its first save
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -343,12 +344,10 @@ def train(args: Namespace, device: torch.device) -> None:
     if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
         common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
     channels, image_size = data.train.shape[1:3]
-    numbers = {"latent_dim": args.latent_dim, "hidden_dim": args.hidden_dim, "channels": channels}
-    numbers |= {"image_size": image_size, "spectral_norm": args.spectral_norm, "loss": args.loss, "flip": args.flip}
-    if args.hidden_dim is None:
-        numbers["hidden_dim"] = 16 if channels == 1 else 64
-    if args.flip is None:
-        numbers["flip"] = channels == 3
+    hidden_dim = args.hidden_dim or (16 if channels == 1 else 64)
+    flip = channels == 3 if args.flip is None else args.flip
+    numbers = {"latent_dim": args.latent_dim, "hidden_dim": hidden_dim, "channels": channels}
+    numbers |= {"image_size": image_size, "spectral_norm": args.spectral_norm, "loss": args.loss, "flip": flip}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G, D = build(numbers).to(device), build(numbers, Discriminator).to(device)
@@ -380,7 +379,7 @@ def train(args: Namespace, device: torch.device) -> None:
         logged, sampled = step % args.log_every == 0, step % args.sample_every == 0 or step == args.steps
         x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).float() / 127.5 - 1
-        if numbers["flip"]:
+        if flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
         x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
         sigma = args.instance_noise * max(0, 1 - step / args.noise_steps)
@@ -428,13 +427,13 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
 def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
     from plumbing.export import export
 
-    export(G.cpu(), (torch.randn(3, G.z_dim),), folder / "DCGAN_model_G.pth")
+    export(G.cpu(), torch.randn(3, G.z_dim), folder / "DCGAN_model_G.pth")
     if not discriminator.exists():
         common.fail(f"{discriminator.parent} holds no discriminator.pth: only the generator was exported")
     numbers = common.load(discriminator, ("dcgan",), "trained_on")
     D = build(numbers, Discriminator).eval()
     x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-    export(D, (2 * x - 1,), folder / "DCGAN_model_D.pth")
+    export(D, 2 * x - 1, folder / "DCGAN_model_D.pth")
 
 
 def main(argv: list[str] | None = None) -> None:

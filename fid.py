@@ -60,7 +60,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-stats", metavar="FILE.npz", help="write mu and sigma of REAL")
     add("--json", action="store_true", help="print the result as JSON")
     add("--batch-size", type=common.number(int, 1), default=50, help="images at a time")
-    add("--device", type=hardware.device_name, default="auto", help="where to compute: cuda, mps, cpu or auto")
+    add("--device", type=hardware.device_name, default="auto", metavar=hardware.DEVICES, help="where to compute")
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
     args = p.parse_args(argv)
     if "" in (args.real, args.generated):
@@ -257,7 +257,7 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
         x = data.train if split == "train" else data.test
         return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
-    candidates = [path / name for name in WEIGHTS] + [path] * (path.suffix == ".pth")
+    candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
     weights = [file for file in candidates if file.is_file()]
     if weights:
         state = common.load(weights[0], GENERATORS, "trained_on")
@@ -368,7 +368,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
     result = {"value": None} | (origins[0] if origins else unknown)
     result |= {"split": sources["real"].split, "seed": seeds[0] if seeds else None}
 
-    measured = {}
+    gaussians = {}
     for role, source in sources.items():
         s = source.known
         if not s:
@@ -377,12 +377,11 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
             s = statistics(batches, keep=args.kid or args.features == "lenet")
         warn_if_few(source.name, s.n, "" if args.kid or source.known else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
-        measured[role] = s
-    real, fake = measured["real"], measured.get("generated")
-    if args.save_stats:
-        about = {"n": real.n, "real": sources["real"].name, "made_by": origins[0]}
-        write_stats(Path(args.save_stats), real, about)
-    if fake:
+        gaussians[role] = s
+        if args.save_stats and role == "real":  # before anything can go wrong with GENERATED
+            write_stats(Path(args.save_stats), s, {"n": s.n, "real": source.name, "made_by": origins[0]})
+    if args.generated:
+        real, fake = gaussians["real"], gaussians["generated"]
         result["value"] = distance(real.mu, real.factor, fake.mu, fake.factor)
         if args.kid:
             result["kid"] = kid(real.features, fake.features)
@@ -411,12 +410,13 @@ def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
 
 def _tried(key: str, function: Callable, *given):
     """function(*given); or None and a line that says why: no labels, no weights, a classifier that cannot be kept,
-    samples that are not finite, too little memory. What else is raised is a defect, and stays raised.
+    samples that are not finite or have no eigenvalues, too little memory. What else is raised is a defect.
     """
     try:
         return function(*given)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not hardware.out_of_memory(error):
+        meant = hardware.out_of_memory(error) or isinstance(error, torch.linalg.LinAlgError)
+        if isinstance(error, RuntimeError) and not meant:
             raise
         say(f"{key} is left out: {error}")
         return None

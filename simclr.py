@@ -363,8 +363,8 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
         results |= {"train_images": len(h), "few_labels": len(some), **judged(h, test_h, data, some)}
         untrained = untrained_encoder(data, numbers, args.seed, device)
         random_h = [represent(untrained, x, numbers, device, args.bf16) for x in (data.train, data.test)]
-        flat = [pixels_as_features(x, device) for x in (data.train, data.test)]
         results |= {f"untrained_{k}": v for k, v in judged(*random_h, data, some).items()}
+        flat = [pixels_as_features(x, device) for x in (data.train, data.test)]
         results |= {f"pixels_{k}": v for k, v in judged(*flat, data, some).items()}
     after = fingerprint(model.f)
     print(f"frozen encoder: {before} before, {after} after evaluation")
@@ -412,7 +412,8 @@ def train(args: Namespace, device: torch.device) -> None:
     state.plan(args.steps)
     draw_views(data.train[:8], run.folder / "views.png")
     pixels = common.to_device(data.train, device)
-    bank, seen = (data.train[:10000], data.train_labels[:10000]), (data.test[:2000], data.test_labels[:2000])
+    bank, bank_labels = data.train[:10000], data.train_labels[:10000].to(device)
+    held_out, truth = data.test[:2000], data.test_labels[:2000].to(device)
     fast_model = common.for_training(model, args.compile)
     peak = args.lr * args.batch_size / 256
 
@@ -421,7 +422,8 @@ def train(args: Namespace, device: torch.device) -> None:
         optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
         order = common.permutation(len(pixels), args.seed, epoch)
-        x = pixels[ranks.share(order[k * args.batch_size :][: args.batch_size])].to(device)  # (N, C, S, S)
+        i = ranks.share(order[k * args.batch_size : (k + 1) * args.batch_size])
+        x = pixels[i].to(device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             _, z = fast_model(views)  # (2N, feature_dim)
@@ -434,8 +436,8 @@ def train(args: Namespace, device: torch.device) -> None:
         sampled = step % args.sample_every == 0 or step == args.steps
         if sampled and data.train_labels.max() > 0:
             run.check()
-            h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x, _ in (bank, seen))
-            run.add("test", knn=knn_accuracy(h, bank[1].to(device), test_h, seen[1].to(device)))
+            h, test_h = (represent(model.f, part, numbers, device, args.bf16) for part in (bank, held_out))
+            run.add("test", knn=knn_accuracy(h, bank_labels, test_h, truth))
         if sampled or step % args.log_every == 0:
             run.log()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
@@ -454,6 +456,8 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
     model = build(numbers).to(device)
+    if args.eval:
+        folder = common.output_folder(args, path)
     if args.features is not None:
         try:
             write_features(model, numbers, args)
@@ -461,8 +465,8 @@ def main(argv: list[str] | None = None) -> None:
             common.fail(error)
     if args.eval:
         data = images.load_again(args.data, args.data_dir, numbers)
-        results = look_inside(model, data, numbers, common.output_folder(args, path), args)
-        run_folder.finish(common.output_folder(args, path), numbers["step"], numbers["trained_on"], results)
+        results = look_inside(model, data, numbers, folder, args)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
 
 
 if __name__ == "__main__":

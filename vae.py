@@ -429,7 +429,7 @@ def train(args: Namespace, device: torch.device) -> None:
         return
     pixels = common.to_device(data.train, device)
     shared_model = common.for_training(model, compile=False)
-    terms = common.compiled(objective, args.compile)
+    fast_objective = common.compiled(objective, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
@@ -437,7 +437,7 @@ def train(args: Namespace, device: torch.device) -> None:
         i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
         x = scale(model, pixels[i])  # (B, C, H, W)
         with autocast:
-            loss, rec, kl = terms(shared_model, x, likelihood, args.x_sigma2, args.beta)
+            loss, rec, kl = fast_objective(shared_model, x, likelihood, args.x_sigma2, args.beta)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -483,7 +483,7 @@ def main(argv: list[str] | None = None) -> None:
         from plumbing.export import export
 
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        export(Reconstruction(model.cpu()), (x,), folder / "VAE_model.pth")
+        export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth")
 
 
 if __name__ == "__main__":

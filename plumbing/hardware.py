@@ -7,9 +7,13 @@ import sys
 
 import torch
 
+DEVICES = "{auto,cuda,mps,cpu}"
+
 
 def device_name(text: str) -> str:
     """An argparse type: cpu, cuda or mps, and what this machine has for auto."""
+    if text not in DEVICES.strip("{}").split(","):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {DEVICES})")
     found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     device = found if text == "auto" else text
     if device not in (found, "cpu"):
@@ -36,4 +40,4 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch raises for too little memory; on a CPU that is a RuntimeError like any other."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return bool(re.search("allocate memory|size calculation", str(error).partition("\n")[0]))
+    return bool(re.search("out of memory|allocate memory|size calculation|ALLOC_FAILED", str(error).partition("\n")[0]))

@@ -77,14 +77,13 @@ class Inception(tv.Inception3):
 
     def forward(self, x: Tensor) -> Tensor:
         x = 2 * self.resize(x) - 1  # (N, 3, 299, 299) in [-1, 1]
-        x = x.to(self.Conv2d_1a_3x3.conv.weight.dtype)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (N, 64, 147, 147)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x)))  # (N, 192, 71, 71)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self.maxpool2(x))))  # (N, 288, 35, 35)
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (N, 768, 17, 17)
         x = self.Mixed_6e(self.Mixed_6d(x))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
-        return x.float().mean((2, 3))
+        return x.mean((2, 3))
 
 
 def load(weights: str | Path | None = None, download: bool = True) -> Inception:

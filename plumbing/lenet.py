@@ -54,8 +54,9 @@ def classifier(data: images.ImageData, data_dir: str, device: torch.device | str
     path = common.SHIPPED / name
     if not path.exists():
         path = Path(data_dir, "cache", name)
-    net = LeNet(data.train.shape[1], n_classes)
-    if not path.exists():
+    if path.exists():
+        net = LeNet(data.train.shape[1], n_classes)
+    else:
         print(f"training a LeNet-5 on {data}, once, for {path}", file=sys.stderr, flush=True)
         torch.manual_seed(0)
         net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data).cpu()

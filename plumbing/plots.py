@@ -1,4 +1,4 @@
-"""matplotlib and scikit-learn, where they are installed: training curves, points in the plane."""
+"""Pictures that need no model: training curves, points in the plane, nearest neighbours."""
 
 from functools import partial
 from pathlib import Path

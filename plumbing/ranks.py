@@ -61,7 +61,7 @@ def join(device: torch.device) -> None:
 
 
 def hold_back() -> None:
-    """Before a rank beyond 0 says what ends it: if that is what has ended rank 0, too, torchrun stops it here."""
+    """Ranks beyond 0 wait before they print what ends them: where rank 0 failed alike, torchrun ends them meanwhile."""
     if rank():
         sys.stderr = sys.__stderr__
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -117,7 +117,7 @@ def objects(value: Any) -> list:
 
 
 class Largest:
-    """The largest number that any rank has told, a step late, so that nobody waits for it: all know it at one step."""
+    """The largest of all ranks' numbers, a step late: it is reduced beside the step, and nobody waits for it."""
 
     def __init__(self) -> None:
         self.number = torch.tensor(0)

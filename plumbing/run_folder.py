@@ -171,7 +171,9 @@ class Run:
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
             last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
             return last, read_json(self.folder / "results.json").get("step") == last["step"]
-        there = read_json(self.folder / "config.json").get("flags", {})  # of a run that was killed before it saved?
+        there = read_json(self.folder / "config.json").get(
+            "flags", {}
+        )  # left by a run that was killed before its first save
         foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
         weights = sorted(self.folder.glob("*.pth"))
         if foreign and weights:
