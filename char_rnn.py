@@ -295,17 +295,16 @@ class MultilayerGRU(nn.Module):
         return F.linear(x, self.W_hy.t(), self.b_y).transpose(0, 1), torch.stack(last, 1)
 
 
-class OneStep(nn.Module):
+class OneStep:
     """A trained model for one character at a time: index (B,), hidden (B, L, H) -> scores (B, O), hidden."""
 
     def __init__(self, model: MultilayerGRU) -> None:
-        super().__init__()
         weights = [layer.fused(model.W_hy.dtype) for layer in model.layers]
         self.table = (weights[0][0] + weights[0][1]).detach()  # (V, 3H)
         self.layers = [[w.detach() for w in layer] for layer in weights]
         self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
 
-    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         last = []
         for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
             a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
@@ -432,8 +431,10 @@ def train(args: Namespace, device: torch.device) -> None:
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
-    run = run_folder.Run(args, variant, text, objects | {"state": state}, {"char_rnn.pth": (best, numbers)})
-    run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
+    weights = {"char_rnn.pth": (averaged.module, numbers)}  # the latest, until there is a best
+    run = run_folder.Run(args, variant, text, objects | {"state": state}, weights)
+    if state["measured"]:
+        run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
     if run.finished():
         return
     if out_of_patience(args, state):
@@ -475,8 +476,6 @@ def train(args: Namespace, device: torch.device) -> None:
                 state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
                 best.load_state_dict(averaged.module.state_dict())
                 run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
-        if not state["measured"]:  # the latest, until there is a best
-            best.load_state_dict(averaged.module.state_dict())
         if measure_now or step % args.log_every == 0:
             run.log()
         if step % args.sample_every == 0 or step == args.steps:
@@ -485,7 +484,8 @@ def train(args: Namespace, device: torch.device) -> None:
         if out_of_patience(args, state):
             print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             run.end_early()
-    nats = evaluate(best, text.test)  # in float32
+    shown, _ = run.weights["char_rnn.pth"]
+    nats = evaluate(shown, text.test)  # in float32
     results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}
     results["best_step"] = state["measured"].get("step", run.step)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)

@@ -59,6 +59,11 @@ class State(dict):
         self["steps"] = steps
 
 
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """In words, of the flags that are here."""
+    return [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
+
+
 def noise_seed(seed: int, step: int, rank: int) -> int:
     """Of the generator that a step's noise comes from. A single process is rank 0: SeedSequence pads with zeros."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
@@ -155,7 +160,7 @@ class Run:
         ours = {k: v for k, v in vars(self.args).items() if k not in ("out", "data_dir", "data", "device", "given")}
         ours |= {"data": self.flags["data"]}
         for rank, theirs in enumerate(ranks.objects(ours)):
-            differ = [f"{k} {theirs[k]} there, {v} here" for k, v in ours.items() if theirs[k] != v]
+            differ = _differences(theirs, ours)
             if differ:
                 fail(f"rank {rank} was started otherwise than rank {ranks.rank()}: {'; '.join(differ)}")
 
@@ -171,9 +176,8 @@ class Run:
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
             last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
             return last, read_json(self.folder / "results.json").get("step") == last["step"]
-        there = read_json(self.folder / "config.json").get(
-            "flags", {}
-        )  # left by a run that was killed before its first save
+        # A run that was killed before its first save has left config.json, but no last.pth.
+        there = read_json(self.folder / "config.json").get("flags", {})
         foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
         weights = sorted(self.folder.glob("*.pth"))
         if foreign and weights:
@@ -189,8 +193,7 @@ class Run:
         return self.folder.rename(aside)
 
     def _continue(self, last: dict[str, Any]) -> None:
-        there = last["flags"]
-        differ = [f"{k} {there.get(k)} there, {v} here" for k, v in self.flags.items() if there.get(k) != v]
+        differ = _differences(last["flags"], self.flags)
         if differ:
             fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): use those, another --out, or --fresh")
         try:
