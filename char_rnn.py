@@ -24,9 +24,7 @@ import itertools
 import math
 import re
 import sys
-import zlib
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -40,7 +38,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 import common
-from plumbing import ranks, run_folder, texts
+from plumbing import files, ranks, run_folder, texts
 
 WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
 
@@ -48,6 +46,8 @@ WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3)
     add = p.group("data")
+    encoding_help = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
+    add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding_help)
     add("--min-count", type=common.number(int, 1), default=1, help="remove characters that occur less often")
     add("--held-out", type=common.number(float, 0, below=1), default=0.1, help="part of the text, its end, not trained")
     add = p.group("model")
@@ -65,7 +65,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--early-stopping", type=common.number(int, 0), default=0, help=stopping_help)
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
-    add("--start", help="text that --generate goes on from (default: a line break)")
+    start_help = r"what --generate goes on from (default: a line break); where the alphabet has no \, \n is one too"
+    add("--start", help=start_help)
     add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
     add("--n-samples", type=common.number(int, 1), default=1, help="texts that --generate prints")
     add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
@@ -78,26 +79,26 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 
 def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
     """(char_to_idx, idx_to_char) of the text's characters, in sorted order."""
-    chars = sorted(set(text))
+    chars = list(texts.char_counts(text))
     return {c: i for i, c in enumerate(chars)}, dict(enumerate(chars))
 
 
 def remove_chars(text: str, chars_to_remove: list[str]) -> tuple[str, int]:
     """(text without these characters, how many were removed)."""
-    clean = text
-    for c in chars_to_remove:
-        clean = clean.replace(c, "")
+    if not chars_to_remove:
+        return text, 0
+    clean = text.translate(dict.fromkeys(map(ord, chars_to_remove)))
     return clean, len(text) - len(clean)
 
 
 def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
-    """Indices, int64 (N,). Raises KeyError for a character that is not in the map."""
-    return torch.tensor([char_to_idx[c] for c in text], dtype=torch.int64)
+    """Indices (N,), in as few bytes as hold them: uint8, int16 or int32. Raises KeyError for what is not in the map."""
+    return torch.from_numpy(texts.indices(text, char_to_idx))
 
 
 def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
     """int8 (N, V): row n is 1 at the index of character n."""
-    idx = encode(text, char_to_idx)
+    idx = encode(text, char_to_idx).long()
     return torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8).scatter_(1, idx[:, None], 1)
 
 
@@ -110,7 +111,8 @@ def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: i
     """(samples (N, S, V) one-hot, labels (N, S) one character ahead), N = floor((len − 1) / S)."""
     n = (len(text) - 1) // seq_len
     samples = chars_to_onehot(text[: n * seq_len], char_to_idx).view(n, seq_len, len(char_to_idx))
-    return samples.to(device), encode(text[1 : n * seq_len + 1], char_to_idx).view(n, seq_len).to(device)
+    labels = encode(text[1 : n * seq_len + 1], char_to_idx).long().view(n, seq_len)
+    return samples.to(device), labels.to(device)
 
 
 class SequenceBatchSampler(torch.utils.data.Sampler):
@@ -130,7 +132,7 @@ class SequenceBatchSampler(torch.utils.data.Sampler):
 
 
 def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int) -> tuple[Tensor, Tensor, bool]:
-    """(x, y, first) for step 1, 2, ...: characters (B, S), those that come next, whether an epoch begins.
+    """(x, y, first) for step 1, 2, ...: int64 characters (B, S), those that come next, whether an epoch begins.
 
     The batches of SequenceBatchSampler without its memory. The characters that fill no last batch are left out, partly
     before and partly after the streams, where epochs differ: so their sequences end at different characters.
@@ -141,14 +143,14 @@ def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: in
     start = int(np.random.default_rng((seed, epoch)).integers(len(ids) - batch_size * length))
     x, y = (ids[i : i + batch_size * length].view(batch_size, length) for i in (start, start + 1))
     now = slice(j * seq_len, (j + 1) * seq_len)
-    return x[:, now], y[:, now], j == 0
+    return x[:, now].long(), y[:, now].long(), j == 0
 
 
 class Text(NamedTuple):
     """Indices of what is trained on and of what is held out, and the alphabet in the order of its indices."""
 
     name: str
-    train: Tensor  # int64 (N,)
+    train: Tensor  # uint8, int16 or int32 (N,)
     test: Tensor
     chars: str
     crc: int
@@ -159,16 +161,17 @@ class Text(NamedTuple):
         return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
 
 
-def load_text(source: str | None, data_dir: str, min_count: int, held_out: float) -> Text:
+def load_text(source: str | None, data_dir: str, min_count: int, held_out: float, encoding: str | None = None) -> Text:
     """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
-    text, source, note = texts.read_usual(source, data_dir)
-    rare = {c: n for c, n in sorted(Counter(text).items()) if n < min_count}
+    text, source, note = texts.read_usual(source, data_dir, encoding)
+    rare = {c: n for c, n in texts.char_counts(text).items() if n < min_count}
     text, _ = remove_chars(text, list(rare))
     char_to_idx, _ = char_maps(text)
     chars = "".join(char_to_idx)
     if len(chars) < 2:
         common.fail(f"--data {source}: {len(text):,} characters, {len(chars)} of them distinct: nothing to learn")
-    print(f"the text begins: {text[:200]!r}\nalphabet: {chars!r}\nremoved: {rare or 'nothing'}")
+    print(f"the text begins: {text[:200]!r}\nalphabet: {texts.some(chars)}")
+    print(f"removed: {texts.some(rare) if rare else 'nothing'}")
     ids = encode(text, char_to_idx)
     n = int(len(ids) * (1 - held_out))
     if n < len(ids) < n + 2:
@@ -177,7 +180,7 @@ def load_text(source: str | None, data_dir: str, min_count: int, held_out: float
     if not len(test):
         test, note = train, f"{note}, measured on the training text"
     name = "-".join(re.findall(r"\w+", Path(source).stem)) or "text"
-    return Text(name, train, test, chars, zlib.crc32(text.encode()), note)
+    return Text(name, train, test, chars, texts.crc(text), note)
 
 
 def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -371,7 +374,7 @@ def build(numbers: dict) -> MultilayerGRU:
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        common.fail(error)
+        common.no_model(error)
     return model
 
 
@@ -394,8 +397,8 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
         position = start + done + torch.arange(128)  # (K, 128)
         scored = ((own <= position) & (position < end)).to(device)
         position = position.clamp(max=n - 1)
-        logits, hidden = model(ids[position].to(device), hidden)
-        targets = ids[position + 1].to(device)
+        logits, hidden = model(ids[position].to(device).long(), hidden)
+        targets = ids[position + 1].to(device).long()
         total += F.cross_entropy(logits.float()[scored], targets[scored], reduction="sum").item()
     model.train(training)
     return total / n
@@ -412,7 +415,7 @@ def out_of_patience(args: Namespace, state: dict) -> bool:
 
 
 def train(args: Namespace, device: torch.device) -> None:
-    text = load_text(args.data, args.data_dir, args.min_count, args.held_out)
+    text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding)
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
     if len(ids) < need:
         batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"
@@ -464,7 +467,7 @@ def train(args: Namespace, device: torch.device) -> None:
             schedule.step()
 
         run.add("train", nats=loss)
-        measure_now = step % args.eval_every == 0 or step == args.steps
+        measure_now = run.due(args.eval_every)
         if measure_now:
             with autocast:
                 nats = ranks.from_first(evaluate(averaged.module, text.test))
@@ -476,13 +479,13 @@ def train(args: Namespace, device: torch.device) -> None:
                 state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
                 best.load_state_dict(averaged.module.state_dict())
                 run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
-        if measure_now or step % args.log_every == 0:
+        if measure_now or run.due(args.log_every):
             run.log()
-        if step % args.sample_every == 0 or step == args.steps:
+        if run.due(args.sample_every):
             sample = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
             run.save_text(f"samples/step_{step:07d}.txt", sample)
         if out_of_patience(args, state):
-            print(f"stopped early at step {step}: {state['waited']} measurements without a new best")
+            files.say(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             run.end_early()
     shown, _ = run.weights["char_rnn.pth"]
     nats = evaluate(shown, text.test)  # in float32
@@ -494,14 +497,7 @@ def train(args: Namespace, device: torch.device) -> None:
 def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
     """--generate: the text, piece by piece."""
     char_to_idx, idx_to_char = char_maps(chars)
-    start = args.start
-    if start is None:
-        start = "\n" if "\n" in chars else chars[0]
-    if not start:
-        common.fail("--start is empty")
-    strange = "".join(sorted(set(start) - set(chars)))
-    if strange:
-        common.fail(f"--start: {strange!r} is not in the alphabet {chars!r}")
+    start = texts.start_of_writing(args.start, chars)
     begun = [char_to_idx[c] for c in start]
     for k in range(args.n_samples):
         yield "\n" * (k > 0) + start
@@ -514,17 +510,18 @@ def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
 def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     """--score: nats and bits per character of a text."""
     try:
-        text = texts.read_text(args.score, args.data_dir)
+        text = texts.read_text(args.score, args.data_dir, args.encoding)
     except (OSError, ValueError) as error:
         common.fail(f"--score {args.score}: {error}")
-    strange = sorted(set(text) - set(chars))
+    strange = sorted(texts.char_counts(text).keys() - set(chars))
     text, n_removed = remove_chars(text, strange)
     if n_removed:
-        print(f"not in the alphabet and left out: {n_removed:,} characters, {strange}", file=sys.stderr)
+        files.say(f"not in the alphabet and left out: {n_removed:,} characters, {texts.some(strange)}", sys.stderr)
     if len(text) < 2:
         common.fail(f"--score {args.score}: {len(text)} characters of the alphabet; at least two are needed")
     nats = evaluate(model, encode(text, char_maps(chars)[0]))
-    print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({len(text):,} characters)")
+    scored = f"{len(text) - 1:,} characters scored, the first is given"
+    print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({scored})")
 
 
 def main(argv: list[str] | None = None) -> None:

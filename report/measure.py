@@ -116,7 +116,7 @@ def nats_given(model: nn.Module, ids: Tensor, lengths: Iterable[int]) -> dict[in
 def memory() -> None:
     """What more characters to go on from are worth, and how far back an error's gradient reaches."""
     model = weights(char_rnn, "weights/char_rnn.pth")
-    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test
+    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
     at = torch.arange(1024, len(ids), 256)
     x = F.one_hot(ids[at[:, None] + torch.arange(-512, 0)], model.in_dim).float().requires_grad_()  # (N, 512, V)
     loss = F.cross_entropy(model(x)[0][:, -1], ids[at])
@@ -133,7 +133,7 @@ def random_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: in
     rng = np.random.default_rng((seed, step))
     start = torch.from_numpy(rng.integers(len(ids) - seq_len, size=(batch_size, 1)))
     at = start + torch.arange(seq_len)  # (B, S)
-    return ids[at], ids[at + 1], forget or step == 1
+    return ids[at].long(), ids[at + 1].long(), forget or step == 1
 
 
 def shuffled() -> None:
@@ -145,7 +145,7 @@ def shuffled() -> None:
     }
     flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "6000", "--eval-every", "6000"]
     lengths = (4, 16, 32, 64, 256)
-    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test
+    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
     rows = []
     for i, (name, way) in enumerate(ways.items()):
         run = f"shuffled{i}"
@@ -174,7 +174,7 @@ def temperature() -> None:
 
     @torch.no_grad()
     def described(name: str, sample: str, T: float) -> tuple:
-        ids = char_rnn.encode(sample, maps[0])
+        ids = char_rnn.encode(sample, maps[0]).long()
         p = char_rnn.hot_softmax(model(ids[None])[0][0], 1, T)  # (N, V)
         entropy = torch.special.entr(p).sum(1).mean().item()
         said = words(sample)
@@ -636,7 +636,7 @@ NAMES = {function.__name__: function for function in (*MEASUREMENTS, few_labels,
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     described = "\n".join(f"  {name:14} {function.__doc__}" for name, function in NAMES.items())
-    p = argparse.ArgumentParser(description=f"{__doc__}\n{described}", formatter_class=common.HelpFormatter)
+    p = common.Parser(f"{__doc__}\n{described}")
     p.add_argument("name", choices=NAMES, metavar="NAME", help="one of these")
     p.add_argument("variant", nargs="?", default="all", help="of ablation: no-crop, no-head, tau=0.1, ...")
     return p.parse_args(argv)

@@ -210,3 +210,9 @@ def test_score(capsys):
     out, err = capsys.readouterr()
     nats, bits = map(float, re.findall(r"([\d.]+) (?:nats|bits)", out))
     assert bits == pytest.approx(nats / math.log(2), abs=1e-3) and "left out: 1 characters, ['5']" in err and nats < 3
+    assert "(42 characters scored, the first is given)" in out  # of 43
+
+
+def test_start_with_a_line_break_typed_in_a_shell(capsys):
+    char_rnn.main(["--generate", "--start", r"ROMEO:\n", "--n-chars", "7"])
+    assert capsys.readouterr().out == "ROMEO:\n\n"  # seven characters, and the line break that ends every text
