@@ -4,15 +4,17 @@ No model, loss, optimiser or loop lives here. What a reader of the science never
 """
 
 import argparse
+import math
 import os
 import pickle
+import re
 import shutil
 import socket
 import sys
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,57 +24,24 @@ import torchvision
 from torch import Tensor, nn
 
 from plumbing import files, hardware, ranks
+from plumbing.flags import Parser, largest, number
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
+GRID = 400  # generated images beyond which each gets a file of its own
+BESIDE = ("given", "science", "largest")  # what parse_args adds to the flags
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
 def fail(message: object) -> NoReturn:
     """End the program as argparse does: one line on standard error, exit status 2."""
     ranks.hold_back()
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    files.say(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", sys.stderr)
     raise SystemExit(2)
-
-
-def number(kind: type, low: float, above: bool = False, below: float = 2**31) -> Callable[[str], Any]:
-    """An argparse type: an int or float that is at least `low`, or above it, and less than `below`."""
-
-    def parse(text: str):
-        value = kind(text)  # its ValueError becomes argparse's "invalid int value"
-        if low <= value < below and not (above and value == low):
-            return value
-        raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and below {below}")
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows a script's docstring as it is written, and the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, of which rank 0 speaks first."""
-
-    def error(self, message: str) -> NoReturn:
-        ranks.hold_back()
-        super().error(message)
-
-    def group(self, title: str) -> Callable:
-        """add_argument of the group with this title, which is made where there is none."""
-        for group in self._action_groups:
-            if group.title == title:
-                return group.add_argument
-        return self.add_argument_group(title).add_argument
 
 
 def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 100, sample_every: int = 1000) -> Parser:
     """A parser with the flags that every script spells the same way; the numbers are their defaults."""
-    p = Parser(description=doc, formatter_class=HelpFormatter)
+    p = Parser(doc)
     for title in ("data", "model", "optimisation"):  # the order in which --help shows them
         p.group(title)
     add = p.group("data")
@@ -101,21 +70,22 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
 def parse_args(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     """p.parse_args, with --bf16 resolved for this machine.
 
-    Besides the flags the result holds `given`, those that really stand on the command line, and `science`, the names of
-    those that decide what is learned.
+    Besides the flags the result holds `given`, those that really stand on the command line, `science`, the names of
+    those that decide what is learned, and `largest`, the one to blame when memory does not suffice.
     """
     args = p.parse_args(argv)
     if args.data == "":
         p.error("--data is empty")
     free = {action.dest for group in p._action_groups if group.title in FREE for action in group._group_actions}
     science = [name for name in vars(args) if name not in free]
+    to_blame = largest(p, vars(args))
     for action in p._actions:
         action.default = argparse.SUPPRESS
     given = vars(p.parse_args(argv))
 
     if args.bf16 is None:
         args.bf16 = hardware.has_bf16(args.device)
-    return argparse.Namespace(**vars(args), given=given, science=science)
+    return argparse.Namespace(**vars(args), given=given, science=science, largest=to_blame)
 
 
 def setup(args: argparse.Namespace) -> torch.device:
@@ -125,9 +95,10 @@ def setup(args: argparse.Namespace) -> torch.device:
         ranks.join(device)
     except (ValueError, RuntimeError) as error:  # RuntimeError: the others cannot be reached
         fail(error)
-    sys.excepthook = last_words
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop
+    sys.excepthook = partial(last_words, largest=getattr(args, "largest", "--batch-size"))
+    if device.type == "mps":
+        said = "device mps: nobody has run these scripts on a Mac yet; --device cpu takes what is tested"
+        files.say(said, sys.stderr)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what the next line needs
     torch.use_deterministic_algorithms(getattr(args, "deterministic", False), warn_only=True)  # names those that stay
     hardware.keep_freed_memory()
@@ -136,18 +107,19 @@ def setup(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def last_words(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def last_words(kind: type[BaseException], error: BaseException, trace: Any, largest: str = "--batch-size") -> None:
     """What ends a script and is no defect of it gets one line: a full disk, too little memory, another rank's death."""
     kept = "what was saved is kept, and the same command continues from it"
     text = (str(error) or kind.__name__).splitlines()[0][:200]
     if kind is KeyboardInterrupt:
+        files.say(f"{Path(sys.argv[0]).name}: stopped; {kept}", sys.stderr)
         raise SystemExit(130)
     if ranks.lost(error):
         fail(f"rank {ranks.rank()} has lost the others ({text.split('] ', 1)[-1].split('. ')[0]}); {kept}")
     if isinstance(error, OSError):
         fail(f"{text}; {kept}")
     if hardware.out_of_memory(error):
-        fail(f"not enough memory ({text}): try a smaller --batch-size or model; {kept}")
+        fail(f"not enough memory ({text}): try a smaller {largest}; {kept}")
     traceback.print_exception(kind, error, trace, file=sys.__stderr__)
 
 
@@ -237,6 +209,23 @@ def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict
     return state
 
 
+def no_model(error: Exception) -> NoReturn:
+    """End the program where flags, or what a weights file holds, make no model: one line, what to do in front."""
+    if hardware.out_of_memory(error):
+        raise error
+    other_code = "these weights are of another version of the code: take that version, or train again"
+    if isinstance(error, KeyError):
+        fail(f"{other_code} (there is no {error})")
+    misfit = first_misfit(error)
+    fail(f"{other_code} ({misfit})" if misfit else error)
+
+
+def first_misfit(error: Exception) -> str:
+    """Of the list that load_state_dict raises, the first entry; nothing where the error is another one."""
+    found = re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "[^"]+"|size mismatch for [^:]+', str(error))
+    return found[0].replace("(s) in state_dict:", "") if found else ""
+
+
 def find_weights(script: str, name: str, args: argparse.Namespace, any_data: bool = False) -> tuple[dict, Path]:
     """What the weights file `name` holds that the flags mean, and its path.
 
@@ -260,6 +249,10 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
         if not differ:
             shipped = " (shipped)" if path.parent == SHIPPED else ""
             print(f"weights: {path}{shipped}, made from {state['trained_on']}", file=sys.stderr)
+            if "a substitute" in state["trained_on"] and not (args.weights or args.out):
+                others = "".join(f", or --weights {path}" for path in SHIPPED.glob(f"{script}.pth"))
+                said = f"WARNING: so they know that substitute only. For others train again with --fresh{others}"
+                print(said, file=sys.stderr)
             return state, path
         best = f" fit these flags: {path} has {', '.join(differ)}"
     fail(f"no trained weights{best}; train first, or name some with --weights")
@@ -284,7 +277,26 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     if ranks.rank():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    torchvision.utils.save_image(images.detach().float(), path, nrow=columns, padding=1)
+    grid = partial(torchvision.utils.save_image, images.detach().float(), format="png", nrow=columns, padding=1)
+    files.show(path, grid)
+
+
+def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
+    """n uint8 images, (B, C, H, W) batch after batch: as a grid, or more than GRID of them as files in generated/."""
+    if n <= GRID:
+        save_grid(torch.cat(list(batches)) / 255, folder / "generated.png", math.ceil(n**0.5))
+        print(folder / "generated.png")
+        return
+
+    def fill(out: Path) -> None:
+        batch_of = (x for batch in batches for x in batch)
+        for i, x in enumerate(files.progress(batch_of, "images", n)):
+            torchvision.transforms.functional.to_pil_image(x.cpu()).save(out / f"{i:06d}.png")
+
+    if (folder / "generated").exists():
+        print(f"what was there is now {files.move_aside(folder / 'generated')}")
+    files.make_folder(folder / "generated", fill)
+    print(f"{folder / 'generated'}: {n:,} images")
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 import common
-from plumbing import images, ranks, run_folder
+from plumbing import files, images, ranks, run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
 
@@ -68,6 +68,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     k_help = "do not train: draw K steps (8) from one z to another, straight and along the sphere, and beyond both"
     add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
+    add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
     return common.parse_args(p, argv)
 
@@ -270,7 +271,7 @@ def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        common.fail(f"no {kind.__name__} can be made of this: {error}")
+        common.no_model(error)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -292,6 +293,10 @@ def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
 def spread(x: Tensor) -> float:
     """Mean distance between two of the images (N, C, H, W), uint8, per pixel."""
     return torch.pdist(x.flatten(1).float().cpu()).mean().item() / x[0].numel() ** 0.5
+
+
+def spread_of(data: images.ImageData) -> float:
+    return spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
 
 
 def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
@@ -320,12 +325,14 @@ def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, obje
     return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
 
 
-def warn_if_collapsed(step: int, seen: dict[str, object]) -> None:
+def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
     import fid
 
-    if seen["spread"] < 0.5:
-        print(f"WARNING: step {step}: mode collapse, samples differ by {seen['spread']:.0%} of what images do")
-    fid.warn_if_collapsed(step, seen)
+    been_better = any(row.get("spread", 0) >= 0.5 for row in run.rows)
+    if seen["spread"] < 0.5 and (been_better or run.step >= run.args.steps / 10):  # else G is untrained
+        alike = f"samples differ by {seen['spread']:.0%} of what images do"
+        files.say(f"WARNING: step {run.step}: mode collapse, {alike}")
+    fid.warn_if_collapsed(run, seen)
 
 
 def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
@@ -371,12 +378,12 @@ def train(args: Namespace, device: torch.device) -> None:
     best_file = run.folder / f"best_{distance}.pth"
     best = read_best(run, best_file)
     pixels = common.to_device(data.train, device)
-    spread_of_data = spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
+    spread_of_data = spread_of(data)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     seen = {}
 
     for step in run.steps():
-        logged, sampled = step % args.log_every == 0, step % args.sample_every == 0 or step == args.steps
+        logged, sampled = run.due(args.log_every), run.due(args.sample_every)
         x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).float() / 127.5 - 1
         if flip:
@@ -401,14 +408,15 @@ def train(args: Namespace, device: torch.device) -> None:
             common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
-            warn_if_collapsed(step, seen)
+            warn_if_collapsed(run, seen)
             if seen.get(distance, math.inf) < best.get(distance, math.inf):
                 best = {**numbers, "step": step, distance: seen[distance], "flags": run.flags}
                 run.save_weights(best_file.name, shown_G, best)
         if logged or sampled:
             run.log()
     seen = seen or measure(shown_G, judges, spread_of_data)  # the last step has been measured, if there was one
-    results = {"train_minutes": run.seconds / 60, **fid.report(seen, data, args.data_dir, run.folder)}
+    report = fid.report(seen, partial(draw, shown_G), data, args, run.folder / "generator.pth")
+    results = {"train_minutes": run.seconds / 60, **report}
     if best:
         results |= {f"best_{distance}": best[distance], "best_step": best["step"]}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
@@ -439,7 +447,7 @@ def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
-    if not (args.generate or args.interpolate or args.export):
+    if not (args.generate or args.interpolate or args.eval or args.export):
         train(args, device)
         return
 
@@ -447,9 +455,14 @@ def main(argv: list[str] | None = None) -> None:
     folder = common.output_folder(args, path)
     G = build(numbers).to(device).eval()
     if args.generate:
-        x = torch.cat(list(draw(G, args.n, args.seed)))
-        common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
-        print(folder / "generated.png")
+        common.save_generated(draw(G, args.n, args.seed), args.n, folder)
+    if args.eval:
+        import fid
+
+        data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
+        seen = measure(G, fid.judges(data, args.data_dir, device), spread_of(data))
+        results = fid.report(seen, samples, data, args, path)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:

@@ -17,13 +17,12 @@ Differs from the paper: no matrix square root. The weights are its own (TensorFl
 """
 
 import argparse
-import importlib
 import json
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,22 +31,21 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import files, hardware, images, inception, lenet, ranks
+from plumbing import files, hardware, images, inception, lenet, ranks, run_folder, sources
 
-GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
-WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
+MINUTES = 10  # that FID may take at the end of a run on a CPU
 
 
 def say(text: str) -> None:
     """Standard output is for the result."""
-    print(text, file=sys.stderr, flush=True)
+    files.say(text, sys.stderr)
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = common.Parser(description=__doc__, formatter_class=common.HelpFormatter)
-    what = "folder of images, .npz of statistics, data set such as mnist:test, or run folder (or its weights file)"
+    p = common.Parser(__doc__)
+    what = "images (folder, zip, .npz), .npz of statistics, data set such as mnist:test, run folder or its weights file"
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
     add = p.add_argument
@@ -229,58 +227,17 @@ def kid(features1: Tensor, features2: Tensor) -> float:
     return _kernel_mean(x) + _kernel_mean(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
-class Source(NamedTuple):
-    """One of the two sets of images."""
-
-    name: str
-    n: int | None  # images, broken ones among them; None where a file does not say
-    pictures: Callable[[str], Tensor | Iterable] | None = None  # by mode, "L" or "RGB"
-    size: int | None = None  # side of the images, where they are squares of one size
-    split: str | None = None
-    data: images.ImageData | None = None
-    seed: int | None = None  # of samples
-    known: Statistics | None = None  # from an .npz
-    made_by: dict | None = None  # what an .npz of ours says of the features
+def holds_statistics(path: Path) -> bool:
+    """Whether it is an .npz of mu and sigma, and not of images."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"mu", "sigma"} <= set(file.files)
+    except Exception:  # no such file, an .npy, a damaged one: whoever reads it says what is wrong
+        return False
 
 
-def is_data_set(text: str) -> bool:
-    return text.endswith((":train", ":test")) and not Path(text).exists()
-
-
-def find(text: str, args: argparse.Namespace, device: torch.device, size: int | None, seed: int) -> Source:
-    """The images that an argument means; a data set is read at `size`, where that is given."""
-    path = Path(text)
-    if path.suffix == ".npz":
-        return read_stats(path)
-    if is_data_set(text):
-        name, _, split = text.rpartition(":")
-        data = images.load_images(name, "", args.data_dir, size or {"mnist": 28}.get(name))
-        x = data.train if split == "train" else data.test
-        return Source(text, len(x), lambda _: x, x.shape[-1], split, data)
-    candidates = [path] if path.suffix == ".pth" else [path / name for name in WEIGHTS]
-    weights = [file for file in candidates if file.is_file()]
-    if weights:
-        state = common.load(weights[0], GENERATORS, "trained_on")
-        script = importlib.import_module(state["script"])
-        model = script.build(state).to(device).eval()
-        return Source(
-            str(weights[0]), args.n, lambda _: script.draw(model, args.n, seed), state["image_size"], seed=seed
-        )
-    if (path / "config.json").exists():
-        raise ValueError(f"{text} is a run folder, but holds no {' or '.join(WEIGHTS)}")
-    if path.is_dir():
-        names = images.image_files(path)
-        pictures = partial(images.folder_images, path, batch_size=args.batch_size)
-        return Source(text, len(names), pictures, images.small_side(path / names[0]))
-    if path.exists():
-        raise ValueError(f"{text} is neither a folder of images nor an .npz of statistics")
-    raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")
-
-
-def read_stats(path: Path) -> Source:
+def read_stats(path: Path) -> sources.Source:
     """mu and sigma of an .npz, pytorch-fid's or ours."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, a = gaussian(file["mu"], file["sigma"])
@@ -288,7 +245,7 @@ def read_stats(path: Path) -> Source:
             n, made_by = about["n"], about["made_by"]
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"{path} does not hold the statistics mu and sigma: {error}") from None
-    return Source(str(path), n, known=Statistics(mu, a, n), made_by=made_by)
+    return sources.Source(str(path), n, known=Statistics(mu, a, n), made_by=made_by)
 
 
 def write_stats(path: Path, s: Statistics, about: dict) -> None:
@@ -313,73 +270,91 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that do not go together."""
     if args.features == "lenet" and args.weights:
         raise ValueError("--weights are for Inception features, not for --features lenet")
-    if args.features == "lenet" and not is_data_set(args.real):
+    if args.features == "lenet" and not sources.is_data_set(args.real):
         raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
     if args.save_stats:
         out = Path(args.save_stats)
-        if out.suffix != ".npz" or out.exists() or not out.parent.is_dir() or args.real.endswith(".npz"):
+        if out.suffix != ".npz" or out.exists() or not out.parent.is_dir() or holds_statistics(Path(args.real)):
             raise ValueError(
                 f"--save-stats {out}: a new file.npz in a folder that exists is needed, and images as REAL"
             )
 
 
-def find_both(args: argparse.Namespace, device: torch.device) -> dict[str, Source]:
+def find_both(args: argparse.Namespace, device: torch.device) -> dict[str, sources.Source]:
     """Who is compared, "real" first: a data set at the size of the other images, where these are small squares."""
     named = {"real": args.real, "generated": args.generated}
     if not args.generated:
         del named["generated"]
     seeds = {"real": args.seed + 1, "generated": args.seed}  # two runs, or one twice, draw different samples
     found, size = {}, None
-    for role in sorted(named, key=lambda role: is_data_set(named[role])):  # data sets last
-        found[role] = find(named[role], args, device, size, seeds[role])
-        if not found[role].data:
-            size = found[role].size or size
-    sources = [source for source in found.values() if not source.known]
-    if args.kid and len(sources) < len(found):
+    for role in sorted(named, key=lambda role: sources.is_data_set(named[role])):  # data sets last
+        if holds_statistics(Path(named[role])):
+            found[role] = read_stats(Path(named[role]))
+            continue
+        found[role] = sources.find(named[role], args, device, size, seeds[role])
+        if (found[role].size or math.inf) <= 64:
+            size = found[role].size
+    with_images = [source for source in found.values() if not source.known]
+    if args.kid and len(with_images) < len(found):
         raise ValueError("--kid needs images, not statistics")
-    for source in sources:
-        if source.data and any(other.size != source.size for other in sources):
+    for source in with_images:
+        if source.data and any(other.size != source.size for other in with_images):
             read_at = f"read at {source.size} x {source.size}"
             say(f"WARNING: {source.name}, {read_at}, is compared with images of other sizes")
     return {role: found[role] for role in named}
 
 
-def network(args: argparse.Namespace, sources: dict[str, Source], device: torch.device) -> nn.Module | None:
+def network(args: argparse.Namespace, found: dict[str, sources.Source], device: torch.device) -> nn.Module | None:
     """What makes the features; nothing where both sets come as statistics."""
     if args.features == "lenet":
-        return lenet.classifier(sources["real"].data, args.data_dir, device)
-    if all(source.known for source in sources.values()):
+        return lenet.classifier(found["real"].data, args.data_dir, device)
+    if all(source.known for source in found.values()):
         return None
     return inception.load(args.weights).to(device)
+
+
+def origin(found: dict[str, sources.Source], net: nn.Module | None) -> dict[str, str]:
+    """What the features are of: one answer for both sets or, where a file does not say, one for each that is known.
+
+    Raises ValueError for features that are known to differ.
+    """
+    origins = {role: source.made_by if source.known else made_by(net) for role, source in found.items()}
+    known = {role: origin for role, origin in origins.items() if origin}
+    if any(origin != next(iter(known.values())) for origin in known.values()):
+        raise ValueError(f"these features are not comparable: {' and '.join(map(str, known.values()))}")
+    if len(known) == len(found):
+        return origins["real"]
+    silent = [source.name for role, source in found.items() if role not in known]
+    about = {"metric": "Fréchet distance", "features": f"unknown: {' and '.join(silent)} does not say what it is of"}
+    for role, origin in known.items():
+        about |= {f"{key}_{role}": value for key, value in origin.items()}
+    return about
 
 
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """The result of the command, as --json prints it."""
     check(args)
-    sources = find_both(args, device)
-    net = network(args, sources, device)
-    origins = [source.made_by for source in sources.values() if source.made_by]
-    if net:
-        origins.append(made_by(net))
-    if any(origin != origins[0] for origin in origins):
-        raise ValueError(f"these features are not comparable: {' and '.join(map(str, origins))}")
-    unknown = {"metric": "Fréchet distance", "features": "of .npz files that do not say which"}
-    seeds = [source.seed for source in reversed(sources.values()) if source.seed is not None]  # GENERATED's first
-    result = {"value": None} | (origins[0] if origins else unknown)
-    result |= {"split": sources["real"].split, "seed": seeds[0] if seeds else None}
+    found = find_both(args, device)
+    net = network(args, found, device)
+    seeds = [source.seed for source in reversed(found.values()) if source.seed is not None]  # GENERATED's first
+    result = {"value": None, **origin(found, net)}
+    result |= {"split": found["real"].split, "seed": seeds[0] if seeds else None}
 
     gaussians = {}
-    for role, source in sources.items():
+    for role, source in found.items():
         s = source.known
         if not s:
             batches = features(source.pictures(net.mode), net, args.batch_size)
-            batches = files.progress(batches, source.name, math.ceil(source.n / args.batch_size))
-            s = statistics(batches, keep=args.kid or args.features == "lenet")
+            s = statistics(
+                _shown(batches, net, source.name, source.n, args.batch_size), keep=args.kid or args.features == "lenet"
+            )
         warn_if_few(source.name, s.n, "" if args.kid or source.known else "; --kid adds a measure without bias")
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
+        if source.n_other_sizes:
+            result[f"n_other_sizes_{role}"] = source.n_other_sizes
         gaussians[role] = s
         if args.save_stats and role == "real":  # before anything can go wrong with GENERATED
-            write_stats(Path(args.save_stats), s, {"n": s.n, "real": source.name, "made_by": origins[0]})
+            write_stats(Path(args.save_stats), s, {"n": s.n, "real": source.name, "made_by": made_by(net)})
     if args.generated:
         real, fake = gaussians["real"], gaussians["generated"]
         result["value"] = distance(real.mu, real.factor, fake.mu, fake.factor)
@@ -393,14 +368,19 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
 Draw = Callable[[int, int], Iterable]  # (n, seed) -> uint8 batches of n samples
 
 
+def _shown(batches: Iterable[Tensor], net: nn.Module, what: str, n: int, batch_size: int = 50) -> Iterable[Tensor]:
+    return files.progress(batches, f"{net.metric}, {what}", math.ceil(n / batch_size))
+
+
 def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
     """A function that measures a generator's samples against held-out images, whose statistics are taken once."""
     classifies = isinstance(net, lenet.LeNet)
     key = net.metric.lower().replace("-", "_")
-    target = statistics(features(real, net))
+    target = statistics(_shown(features(real, net), net, "held-out images", len(real)))
 
     def measure(draw: Draw) -> dict[str, object]:
-        s = statistics(features(draw(SAMPLES, 0), net), keep=classifies)
+        h = _shown(features(draw(SAMPLES, 0), net), net, "samples", SAMPLES)
+        s = statistics(h, keep=classifies)
         about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
         value = distance(target.mu, target.factor, s.mu, s.factor)
         return {key: value, f"{key}_about": about} | (lenet.classes(s.features, net) if classifies else {})
@@ -444,18 +424,41 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
     return results
 
 
-def warn_if_collapsed(step: int, seen: dict[str, object]) -> None:
-    if "class_entropy" in seen:
-        entropy, most = seen["class_entropy"], math.log(len(seen["class_histogram"]))
-        if entropy < min(1, most / 2):
-            print(f"WARNING: step {step}: mode collapse, class entropy {entropy:.2f} nats of {most:.2f}")
+def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
+    """A line, unless the generator is still untrained: in its first tenth, and never been better."""
+    if "class_entropy" not in seen:
+        return
+    most = math.log(len(seen["class_histogram"]))
+    low = min(1, most / 2)
+    been_better = any(row.get("class_entropy", 0) >= low for row in run.rows)
+    if seen["class_entropy"] < low and (been_better or run.step >= run.args.steps / 10):
+        entropy = f"class entropy {seen['class_entropy']:.2f} nats of {most:.2f}"
+        files.say(f"WARNING: step {run.step}: mode collapse, {entropy}")
 
 
-def report(results: dict, data: images.ImageData, data_dir: str, run: Path) -> dict[str, object]:
-    """What was measured of a trained generator; where the FID is not in it, a line says how to get it."""
+def _judge_on_a_cpu(real: Tensor) -> Callable[[Draw], dict[str, object]] | None:
+    """judge(Inception, real) if that, and measuring samples, will take less than MINUTES here, which is said."""
+    net = inception.load(download=False)
+    began = time.monotonic()
+    n = len(list(features(real[:50], net))[0])
+    minutes = (time.monotonic() - began) / n * (len(real) + SAMPLES) / 60
+    if minutes > MINUTES:
+        say(f"FID is left out: on this CPU it would take {minutes:.0f} minutes")
+        return None
+    say(f"measuring FID: about {minutes:.1f} minutes on this CPU")
+    return judge(net, real)
+
+
+def report(results: dict, draw: Draw, data: images.ImageData, args: argparse.Namespace, run: Path) -> dict[str, object]:
+    """What was measured of a trained generator, and its FID also on a CPU, if that is quick; else how to get it."""
+    if "fid" not in results and args.device == "cpu" and inception.cached().exists():
+        measure = _tried("fid", _judge_on_a_cpu, data.test)
+        results |= (_tried("fid", measure, draw) if measure else None) or {}
     if "fid" not in results:
-        elsewhere = f" --data-dir {shlex.quote(data_dir)}" if data_dir != "data" else ""
-        print(f"FID is measured by: python fid.py {shlex.quote(data.source)}:test {shlex.quote(str(run))}{elsewhere}")
+        command = ["fid.py", f"{data.source}:test", str(run)]
+        if args.data_dir != "data":
+            command += ["--data-dir", args.data_dir]
+        files.say(f"FID is measured by: python {shlex.join(command)}")
     return results
 
 

@@ -19,7 +19,6 @@ Measured: FD-LeNet of 10,000 samples to MNIST's test digits 39.8 (gan), 34.9 (ls
 conv) after 4,690 steps, seed 0, in 0.6, 0.6, 5.3 and 5.8 minutes on two cores of an AMD EPYC (Zen 5), bf16.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import common
-from plumbing import images, ranks, run_folder
+from plumbing import files, images, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -44,6 +43,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
+    add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     return common.parse_args(p, argv)
 
@@ -170,7 +170,7 @@ def build(numbers: dict) -> nn.Sequential:
         if "state_dict" in numbers:
             G.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        common.fail(error)
+        common.no_model(error)
     return G.to(memory_format=torch.channels_last)
 
 
@@ -201,15 +201,16 @@ def mean_d_g_z(D: nn.Module, G: nn.Module, z: Tensor, probability: Callable) -> 
     return probability(D(x_fake)).mean()
 
 
-def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> None:
+def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object]:
     """The distance of G's samples to held-out images, and a line if they are all of one kind."""
     import fid
 
     run.check()
     seen = fid.measured(partial(draw, G), judges)
-    if seen:
+    if "fd_lenet" in seen:
         run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
-        fid.warn_if_collapsed(run.step, seen)
+        fid.warn_if_collapsed(run, seen)
+    return seen
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -243,9 +244,10 @@ def train(args: Namespace, device: torch.device) -> None:
     pixels = common.to_device(data.train, device)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+    seen = {}
 
     for step in run.steps():
-        logged, sampled = step % args.log_every == 0, step % args.sample_every == 0
+        logged, sampled = run.due(args.log_every), run.due(args.sample_every)
         x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
         x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
@@ -276,32 +278,40 @@ def train(args: Namespace, device: torch.device) -> None:
             averaged.update_parameters(G)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
-        if sampled or step == args.steps:
+        if sampled:
             z = sample_noise(64, args.noise_dim, seed=0)
             common.save_grid(sample(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
-        if sampled:
-            measure(shown_G, run, on_the_way)
+            seen = measure(shown_G, run, judges if step == args.steps else on_the_way)
         if logged or sampled:
             run.log()
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
-            print(f"WARNING: step {step}: D's loss has been below 0.01 for 500 steps: D tells all samples from data")
-    results = fid.report(fid.measured(partial(draw, shown_G), judges), data, args.data_dir, run.folder)
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], {"train_minutes": run.seconds / 60} | results)
+            won = "D's loss has been below 0.01 for 500 steps: D tells all samples from data"
+            files.say(f"WARNING: step {step}: {won}")
+    samples = partial(draw, shown_G)
+    seen = seen or fid.measured(samples, judges)  # the last step has been measured, if there was one
+    results = {"train_minutes": run.seconds / 60, **fid.report(seen, samples, data, args, run.folder / "generator.pth")}
+    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
     device = common.setup(args)
-    if not args.generate:
+    if not (args.generate or args.eval):
         train(args, device)
         return
 
     numbers, path = common.find_weights("gan_mnist", "generator.pth", args)
     folder = common.output_folder(args, path)
     G = build(numbers).to(device)
-    x = torch.cat(list(draw(G, args.n, args.seed)))
-    common.save_grid(x / 255, folder / "generated.png", math.ceil(args.n**0.5))
-    print(folder / "generated.png")
+    if args.generate:
+        common.save_generated(draw(G, args.n, args.seed), args.n, folder)
+    if args.eval:
+        import fid
+
+        data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
+        seen = fid.measured(samples, fid.judges(data, args.data_dir, device))
+        results = fid.report(seen, samples, data, args, path)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import files, images, plots, ranks, run_folder
+from plumbing import files, images, pixels, plots, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -194,7 +194,7 @@ def build(numbers: dict) -> Model:
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        common.fail(f"no model can be made of this: {str(error)[:300]}")
+        common.no_model(error)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -348,7 +348,7 @@ def untrained_encoder(data: images.ImageData, numbers: dict, seed: int, device: 
 def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Path, args: Namespace) -> dict:
     """Frozen evaluation beside its baselines: pictures into the folder, accuracies on held-out images back."""
     device = torch.device(args.device)
-    print("evaluating on held-out images ...", flush=True)
+    files.say("evaluating on held-out images: kNN and linear classifiers, untrained and pixels beside them ...")
     before = fingerprint(model.f)
     h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
@@ -379,13 +379,17 @@ def write_features(model: Model, numbers: dict, args: Namespace) -> None:
     if out.suffix != ".npz" or out.exists() or not os.access(out.parent, os.W_OK):
         common.fail(f"--features {out}: a new file.npz in a folder that can be written to is needed")
     h, labels, names = [], [], []
+    converts = False
     for x, some_labels, some_names in images.labelled(source, args.data_dir, numbers["image_size"]):
+        if len(set(numbers["mean"])) == 1 and x.shape[1] == 3:  # the encoder has seen no colour
+            x, converts = pixels.luma(x), True
         h.append(represent(model.f, x, numbers, device, args.bf16).cpu().numpy())
         labels += some_labels
         names += some_names
     arrays = {"features": np.concatenate(h), "labels": np.array(labels), "names": np.array(names)}
     files.write_whole(out, lambda file: np.savez(file, **arrays))
-    print(f"{out}: features {arrays['features'].shape} of {source}")
+    grey = ", in grey, as the encoder was trained on" * converts
+    print(f"{out}: features {arrays['features'].shape} of {source}{grey}")
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -433,12 +437,12 @@ def train(args: Namespace, device: torch.device) -> None:
         optimizer.step()
 
         run.add("train", loss=loss)
-        sampled = step % args.sample_every == 0 or step == args.steps
+        sampled = run.due(args.sample_every)
         if sampled and data.train_labels.max() > 0:
             run.check()
             h, test_h = (represent(model.f, part, numbers, device, args.bf16) for part in (bank, held_out))
             run.add("test", knn=knn_accuracy(h, bank_labels, test_h, truth))
-        if sampled or step % args.log_every == 0:
+        if sampled or run.due(args.log_every):
             run.log()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)

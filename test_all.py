@@ -54,7 +54,7 @@ from tests.helpers import (
 def test_every_flag_is_read(script):
     sources = [Path(script.__file__), HERE / "common.py", *HERE.glob("plumbing/*.py")]
     text = "".join(path.read_text() for path in sources)
-    for flag in vars(script.get_args(NEEDED.get(script, []))).keys() - {"given", "science"}:
+    for flag in vars(script.get_args(NEEDED.get(script, []))).keys() - set(common.BESIDE):
         assert re.search(rf"args\.{flag}\b", text), f"nothing reads --{flag.replace('_', '-')}"
 
 

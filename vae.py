@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-from plumbing import images, plots, ranks, run_folder
+from plumbing import files, images, plots, ranks, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 
@@ -276,7 +276,7 @@ def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
     model.eval()
     torch.manual_seed(0)
     sums = 0
-    for batch in x.split(500):
+    for batch in files.progress(x.split(500), "ELBO", math.ceil(len(x) / 500)):
         sums += len(batch) * torch.stack(objective(model, scale(model, batch), model.likelihood, model.x_sigma2, beta))
     model.train(training)
     return dict(zip(("loss", "rec", "kl"), (sums / len(x)).tolist(), strict=True))
@@ -295,8 +295,8 @@ def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
 
     A lower bound on log p(x), on average not below the ELBO, and tighter with more samples.
     """
-    total = 0.0
-    for batch in x.split(max(1, 2048 // n_samples)):
+    total, n = 0.0, max(1, 2048 // n_samples)
+    for batch in files.progress(x.split(n), "log p(x)", math.ceil(len(x) / n)):
         batch = scale(model, batch)  # (B, C, H, W)
         mu, log_sigma2 = model.posterior(batch)
         eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
@@ -350,11 +350,11 @@ def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
     plots.codes(mu.numpy(), labels, f"codes of {len(x):,} test images", path, manifold)
 
 
-def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespace) -> dict[str, object]:
-    """End-of-run evaluation in float32: pictures into the folder, numbers back."""
+def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, args: Namespace) -> dict[str, object]:
+    """End-of-run evaluation, in float32, of the weights file `path`: pictures into the folder, numbers back."""
     import fid
 
-    print("evaluating on held-out images ...", flush=True)
+    files.say("evaluating on held-out images: ELBO, log p(x), pictures, FD-LeNet ...")
     model.eval()
     terms = evaluate(model, data.test, beta=1.0)
     some, k = data.test[:1000], 128
@@ -366,7 +366,8 @@ def look_inside(model: VAE, data: images.ImageData, folder: Path, args: Namespac
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
-    return results | fid.report(fid.measured(partial(draw, model), judges), data, args.data_dir, folder)
+    samples = partial(draw, model)
+    return results | fid.report(fid.measured(samples, judges), samples, data, args, path)
 
 
 class Reconstruction(nn.Module):
@@ -388,7 +389,7 @@ def build(numbers: dict) -> VAE:
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError) as error:
-        common.fail(error)
+        common.no_model(error)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -443,17 +444,17 @@ def train(args: Namespace, device: torch.device) -> None:
         optimizer.step()
 
         run.add("train", loss=loss, rec=rec, kl=kl)
-        if step % args.log_every == 0:
+        if run.due(args.log_every):
             with autocast:
                 run.add("test", **evaluate(model, data.test[:500], args.beta))
             run.log()
-        if step % args.sample_every == 0 or step == args.steps:
+        if run.due(args.sample_every):
             model.eval()
             torch.manual_seed(0)
             common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
             draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
             model.train()
-    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder, args)}
+    results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
@@ -468,8 +469,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = common.output_folder(args, path)
     model = build(numbers).to(device).eval()
     if args.generate:
-        common.save_grid(visible(model, model.sample(args.n)), folder / "generated.png", math.ceil(args.n**0.5))
-        print(folder / "generated.png")
+        common.save_generated(draw(model, args.n, args.seed), args.n, folder)
     if args.interpolate or args.eval:
         data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:
@@ -478,7 +478,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, folder, args))
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, path, folder, args))
     if args.export:
         from plumbing.export import export
 

@@ -86,6 +86,11 @@ class Inception(tv.Inception3):
         return x.mean((2, 3))
 
 
+def cached() -> Path:
+    """Where the weights are, once they have been downloaded."""
+    return Path(torch.hub.get_dir(), "checkpoints", NAME)
+
+
 def load(weights: str | Path | None = None, download: bool = True) -> Inception:
     """The network in eval mode, its parameters named as in pytorch-fid's file, the file's hash in `sha256`.
 
@@ -94,7 +99,7 @@ def load(weights: str | Path | None = None, download: bool = True) -> Inception:
             hash must be right.
     Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
     """
-    path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", NAME)
+    path = Path(weights) if weights else cached()
     if not weights and download and not path.exists():
         _download(path)
     net = Inception()

@@ -54,20 +54,19 @@ def classifier(data: images.ImageData, data_dir: str, device: torch.device | str
     path = common.SHIPPED / name
     if not path.exists():
         path = Path(data_dir, "cache", name)
-    if path.exists():
-        net = LeNet(data.train.shape[1], n_classes)
-    else:
-        print(f"training a LeNet-5 on {data}, once, for {path}", file=sys.stderr, flush=True)
-        torch.manual_seed(0)
-        net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data).cpu()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        common.save({"script": "fid", "state_dict": net.state_dict()}, path)
+    if not path.exists():
+        with files.one_at_a_time(path):
+            if not path.exists():  # nor has another process trained it meanwhile
+                files.say(f"training a LeNet-5 on {data}, once, for {path}", sys.stderr)
+                torch.manual_seed(0)
+                net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data).cpu()
+                common.save({"script": "fid", "state_dict": net.state_dict()}, path)
+    net = LeNet(data.train.shape[1], n_classes)
     net.load_state_dict(common.load(path, ("fid",), "state_dict")["state_dict"])
     net.sha256 = files.sha256(path)
     net = net.to(device).eval().requires_grad_(False)
     net.accuracy = _accuracy(net, data.test, data.test_labels)
-    said = f"classifier: {path}, accuracy {net.accuracy:.2%} on {len(data.test)} test images"
-    print(said, file=sys.stderr, flush=True)
+    files.say(f"classifier: {path}, accuracy {net.accuracy:.2%} on {len(data.test)} test images", sys.stderr)
     return net
 
 

@@ -42,7 +42,7 @@ def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: 
         right.axis("off")
     scatter(axes, points, labels)
     axes.set_title(title)
-    axes.figure.savefig(path)
+    files.show(path, partial(axes.figure.savefig, format="png"))
 
 
 def curves(rows: list[dict], path: Path) -> None:
@@ -58,7 +58,7 @@ def curves(rows: list[dict], path: Path) -> None:
             points = [(row["step"], row[term]) for row in shown if row["split"] == split]
             axes.plot(*zip(*points, strict=True), label=split)
         axes.legend()
-    files.write_whole(path, partial(figure.savefig, format="png"))
+    files.show(path, partial(figure.savefig, format="png"))
 
 
 def neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) -> None:

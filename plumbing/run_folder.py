@@ -123,7 +123,7 @@ class Run:
             if not ranks.rank():
                 write_json(self.folder / "config.json", self._config(f"{data}{data.note}", parameters))
         except files.InUse as error:
-            fail(f"{error}: let it end, stop it, or name another folder with --out")
+            fail(f"{self.folder} is {error}: let it end, stop it, or name another folder with --out")
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {parameters}")
@@ -144,7 +144,7 @@ class Run:
 
     def _config(self, data: str, parameters: dict[str, int]) -> dict[str, Any]:
         versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in ("given", "science")}
+        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in common.BESIDE}
         return {
             "command": sys.argv,
             "flags": self.flags | free | {"data": self.args.data},
@@ -157,7 +157,8 @@ class Run:
 
     def _compare_ranks(self) -> None:
         """Ranks do together what these flags decide, so they have to be the same everywhere."""
-        ours = {k: v for k, v in vars(self.args).items() if k not in ("out", "data_dir", "data", "device", "given")}
+        free = ("out", "data_dir", "data", "device", *common.BESIDE)
+        ours = {k: v for k, v in vars(self.args).items() if k not in free}
         ours |= {"data": self.flags["data"]}
         for rank, theirs in enumerate(ranks.objects(ours)):
             differ = _differences(theirs, ours)
@@ -168,10 +169,10 @@ class Run:
         """Make the folder, for --fresh a new one; (last.pth if there is one, whether a finished run was evaluated)."""
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         if self.args.fresh and self.folder.exists() and not restarted:
-            self.lock = files.lock(self.folder)
-            print(f"--fresh: the old run is now {self._move_aside()}")
+            self.lock = files.lock(self.folder / "lock")
+            print(f"--fresh: the old run is now {files.move_aside(self.folder)}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = files.lock(self.folder)
+        self.lock = files.lock(self.folder / "lock")
         if (self.folder / "last.pth").exists():
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
             last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
@@ -184,14 +185,6 @@ class Run:
             fail(f"{weights[0]} is of another run and could be lost here: name another --out, or use --fresh")
         return None, False
 
-    def _move_aside(self) -> Path:
-        """Rename the folder, by the clock, to a name that nothing has."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        aside = self.folder.with_name(f"{self.folder.name}.{stamp}")
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}-")
-        return self.folder.rename(aside)
-
     def _continue(self, last: dict[str, Any]) -> None:
         differ = _differences(last["flags"], self.flags)
         if differ:
@@ -200,7 +193,8 @@ class Run:
             for key, thing in self.objects.items():
                 thing.load_state_dict(last[key])
         except (KeyError, RuntimeError, ValueError) as error:
-            fail(f"{self.folder}/last.pth does not fit this version of the model: {error}; use --fresh")
+            misfit = common.first_misfit(error) or str(error)[:200]
+            fail(f"{self.folder}/last.pth is of another version of the model: use --fresh, or that version ({misfit})")
         for key in self.KEPT:
             setattr(self, key, last[key])
         self.saved = self.step
@@ -255,7 +249,7 @@ class Run:
 
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
         steps = () if self.ending else range(self.step + 1, self.args.steps + 1)
-        self.bar = files.progress(steps, self.folder.name, self.args.steps, self.step)
+        self.bar = files.progress(steps, self.script, self.args.steps, self.step)
         stop_signal = ranks.Largest()  # caught by any rank
         try:
             with Signals() as signals:
@@ -272,7 +266,7 @@ class Run:
                     if stopped or last or step % self.args.save_every == 0:
                         self.save()
                     if stopped:
-                        print(f"stopped at step {step} and saved; the same command continues")
+                        files.say(f"stopped at step {step} and saved; the same command continues")
                         ranks.leave()
                         raise SystemExit(128 + stopped)
                     if self.ending:
@@ -287,6 +281,10 @@ class Run:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 1 ms where CUDA has not been started
         if self.args.device in ("cuda", "mps"):
             getattr(torch, self.args.device).manual_seed(seed)
+
+    def due(self, every: int) -> bool:
+        """Whether what is done every so many steps is done now: it is after the last step, too."""
+        return self.step % every == 0 or self.step == self.args.steps
 
     def end_early(self) -> None:
         """No step follows this one, which is saved."""
@@ -317,8 +315,8 @@ class Run:
 
     def log(self) -> None:
         """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
-        text = []
-        for split, averages in self.check().items():
+        text, averages_of = [], self.check()
+        for split, averages in averages_of.items():
             self.rows.append({"step": self.step, "split": split} | averages)
             text.append(f"{split} " + " ".join(f"{name} {value:.4g}" for name, value in averages.items()))
             if self.events:
@@ -331,13 +329,14 @@ class Run:
         writer = csv.DictWriter(table, dict.fromkeys(key for row in self.rows for key in row))
         writer.writeheader()
         writer.writerows(self.rows)
-        files.write_whole(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
+        files.show(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
         rate = self.step / max(self.seconds, 1e-9)
         if getattr(self.bar, "disable", True):
             left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
             print(f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", left, sep=" | ", flush=True)
         else:
-            self.bar.set_postfix_str(text[0])  # the bar itself shows speed and time left
+            shown = averages_of.get("train", {})  # short enough for 100 columns with speed and time left
+            self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
 
 
 def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -350,13 +349,22 @@ def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, floa
     return {split: {k: sum(values) / len(values) for k, values in terms.items()} for split, terms in found.items()}
 
 
+def _pictures(folder: Path) -> list[Path]:
+    """Those of the run, and of those that were made on the way the last."""
+    on_the_way = [sorted(inside.glob("*.png"))[-1:] for inside in (folder / "samples", folder / "reconstructions")]
+    return sorted(folder.glob("*.png")) + sum(on_the_way, [])
+
+
 def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
-    """Write results.json (over what it held of this step), print it, and say last on which data it was measured."""
+    """Write results.json (over what it held of this step), print numbers, pictures, and last of which data they are."""
     before = read_json(folder / "results.json")
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
     write_json(folder / "results.json", results)
     for key, value in results.items():
-        print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
+        if not isinstance(value, dict):
+            print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
+    for path in _pictures(folder):
+        print(f"picture: {path}")
     print(f"{folder}: trained and measured on {data}")

@@ -37,7 +37,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import hardware, images, inception, ranks, run_folder
+from plumbing import folders, hardware, images, inception, ranks, run_folder
 
 VAE_BATCH = 64
 GAN_BATCH = 128
@@ -437,7 +437,7 @@ def our_features(args: Namespace) -> dict[str, float]:
         torch.save(inception.Inception().state_dict(), f"{folder}/weights.pth")
         net = inception.load(f"{folder}/weights.pth")
         began = time.perf_counter()
-        fid.activation_statistics(images.folder_images(Path(folder), "RGB", 50), net)
+        fid.activation_statistics(folders.folder_images(Path(folder), "RGB", 50), net)
         return {"images/s": n / (time.perf_counter() - began)}
 
 
@@ -644,7 +644,7 @@ SLOW = "conv|dcgan|SimCLR training|Two ranks|v2|--compile|--no-bf16|workers|3 la
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    p = common.Parser(__doc__)
     p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
     steps_help = (
         "of vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images"

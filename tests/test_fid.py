@@ -13,7 +13,7 @@ from PIL import Image
 
 import fid
 import vae
-from plumbing import images, inception, lenet
+from plumbing import folders, images, inception, lenet, pixels
 from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd
 
 
@@ -85,14 +85,14 @@ def test_frechet_distance_refuses_what_is_none():
 
 
 def test_a_folder_is_read_ahead_by_one_batch(monkeypatch):
-    seen, read = [], images.read_pixels
+    seen, read = [], pixels.read_whole
 
     def spy(*args):
         seen.append(args)
         return read(*args)
 
-    monkeypatch.setattr(images, "read_pixels", spy)
-    batches = images.folder_images(Path(as_files(photos(40), "set")), "RGB", 4)
+    monkeypatch.setattr(pixels, "read_whole", spy)
+    batches = folders.folder_images(Path(as_files(photos(40), "set")), "RGB", 4)
     seen.clear()
     assert sum(len(next(batches)) for _ in range(3)) == 12 and len(seen) <= 16
     batches.close()
@@ -102,7 +102,7 @@ def test_order_batches_and_files_change_nothing(inception_file):
     x, other = photos(12).split(6)
     net, values = inception.load(inception_file), []
     real = fid.statistics(fid.features(other, net))
-    files = images.folder_images(Path(as_files(x, "set")), "RGB", 4)
+    files = folders.folder_images(Path(as_files(x, "set")), "RGB", 4)
     for pictures, size in ((x, 50), (x[torch.randperm(6)], 4), (x.split(1), 1), (files, 4)):
         s = fid.statistics(fid.features(pictures, net, size))
         values.append(fid.distance(real.mu, real.factor, s.mu, s.factor))
@@ -125,7 +125,7 @@ def test_folder_of_any_sizes_and_modes(inception_file, capsys):
     h.append(net(torch.full((1, 3, 9, 9), 60 / 255)))
     h = torch.cat(h)
     for size in (3, 50):
-        mu, sigma = fid.activation_statistics(images.folder_images(Path("set"), "RGB", size), net, size)
+        mu, sigma = fid.activation_statistics(folders.folder_images(Path("set"), "RGB", size), net, size)
         assert apart(mu, h.double().mean(0)) < 1e-4
         assert apart(sigma, torch.cov(h.double().T)) < 1e-3
     said = capsys.readouterr().err
@@ -285,11 +285,17 @@ def test_statistics_of_two_files(capsys, monkeypatch):
     monkeypatch.setattr(fid, "features", None)
     fid.main(["ours.npz", "theirs.npz", "--json"])
     result, file = json.loads(capsys.readouterr().out), next(Path("data/cache").glob("lenet-digits-*.pth"))
-    assert result["value"] <= 1e-6 and result["n_real"] == 179
-    assert result["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    fid.main(["theirs.npz", "theirs.npz"])
-    said = re.match(r"Fréchet distance: (\S+) \| features of .npz files that do not say which", capsys.readouterr().out)
-    assert float(said[1]) <= 1e-6
+    assert result["value"] <= 1e-6 and result["n_real"] == 179 and result["metric"] == "Fréchet distance"
+    assert result["features"] == "unknown: theirs.npz does not say what it is of" and "weights_sha256" not in result
+    assert result["weights_sha256_real"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert result["metric_real"] == "FD-LeNet" and not {"resize", "dtype", "resize_generated"} & result.keys()
+    for argv, silent in (
+        (["theirs.npz", "theirs.npz"], "theirs.npz and theirs.npz"),
+        (["theirs.npz", "ours.npz"], "theirs.npz"),
+    ):
+        fid.main(argv)
+        said = re.match(r"Fréchet distance: (\S+) \| features unknown: (.*) does not say", capsys.readouterr().out)
+        assert float(said[1]) <= 1e-6 and said[2] == silent
     fid.main(["ours.npz", "ours.npz"])
     found = capsys.readouterr()
     assert float(re.match(r"FD-LeNet: (\S+) \| features LeNet-5", found.out)[1]) <= 1e-6
@@ -300,7 +306,7 @@ def test_statistics_of_two_files(capsys, monkeypatch):
     ("argv", "says"),
     [
         (["set", "nowhere"], "there is no nowhere"),
-        (["set", "nowhere.npz"], "no file nowhere.npz"),
+        (["set", "nowhere.npz"], "there is no nowhere.npz"),
         (["set", "empty"], "empty holds no image file"),
         (["set", "broken"], "at least two images; there are 0"),
         (["mnist", "set"], "there is no mnist; a data set is named with its split"),
@@ -313,10 +319,10 @@ def test_statistics_of_two_files(capsys, monkeypatch):
         (["set", "unsaved"], "is a run folder, but holds no vae.pth"),
         (["set", "notes.txt"], "neither a folder"),
         (["set", "pickle.npz"], "pickle.npz does not hold the statistics"),
-        (["set", "cut.npz"], "cut.npz does not hold the statistics"),
-        (["set", "text.npz"], "text.npz does not hold the statistics"),
+        (["set", "cut.npz"], "cut.npz cannot be read"),
+        (["set", "text.npz"], "text.npz cannot be read"),
         (["set", "nan.npz"], "not finite"),
-        (["set", "other.npz"], "other.npz does not hold"),
+        (["set", "other.npz"], "other.npz holds neither uint8 images"),
         (["good.npz", "small.npz"], "different features: 5 and 3"),
         (["ours.npz", "set"], "not comparable"),
         (["good.npz", "set", "--kid"], "--kid needs images"),
@@ -337,7 +343,7 @@ def test_bad_input_of_fid_gets_one_line(argv, says, capsys, inception_file):
     as_files(photos(4), "set")
     for name in ("empty", "broken", "folder-run", "unsaved"):
         Path(name).mkdir()
-    Path("unsaved/config.json").touch()
+    Path("unsaved/config.json").write_text(json.dumps({"command": [], "flags": {}, "parameters": {}, "ranks": 1}))
     Path("broken/a.png").write_bytes(b"no image")
     Path("notes.txt").write_text("no image")
     good = {"mu": np.zeros(5), "sigma": np.eye(5)}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plumbing import images
+from plumbing import images, pixels
 from tests.helpers import HERE, error_line, image, told
 
 
@@ -32,7 +32,7 @@ def test_folder_of_odd_images(tmp_path, capsys, monkeypatch):
     assert data.train.shape == (11, 3, 16, 16) and data.test.shape == (1, 3, 16, 16) and data.train.dtype == torch.uint8
     assert sorted(torch.cat([data.train_labels, data.test_labels]).tolist()) == [0] * 6 + [1] * 6
 
-    monkeypatch.setattr(images, "decode", None)  # the second start decodes nothing
+    monkeypatch.setattr(pixels, "decode", None)  # the second start decodes nothing
     again = images.load_images(str(tmp_path / "set"), "mnist", "data", 16)
     assert torch.equal(again.train, data.train) and "2 of 14" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import transforms
 
 import simclr
-from plumbing import images
+from plumbing import pixels
 from tests.helpers import LONG, error_line, image, losses_agree, photos, picture, results_of, same
 
 
@@ -143,7 +143,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     with np.load("x.npz") as file:
         h, names = file["features"], file["names"].tolist()
         assert h.shape == (5, 512) and h.dtype == np.float32 and file["labels"].tolist() == ["cat"] * 2 + ["dog"] * 3
-    x = torch.tensor(images.decode(tmp_path / "mine" / names[3], "RGB", 8)).permute(2, 0, 1)[None]
+    x = torch.tensor(pixels.decode(tmp_path / "mine" / names[3], "RGB", 8, 255.0)).permute(2, 0, 1)[None]
     numbers = {k: weights[k] for k in ("mean", "std")}
     alone = simclr.represent(simclr.build(weights).f, x, numbers, torch.device("cpu"), True)
     assert np.abs(alone.numpy() - h[3]).max() < 0.05 * np.abs(h[3]).max()
@@ -154,8 +154,8 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
             z.write(file, file.relative_to(tmp_path))
     simclr.main(["--features", "y.npz", "--data", "split.zip"])
     with np.load("y.npz") as file:
-        assert file["names"].tolist() == ["test/dog/1.png", "test/dog/2.png", "train/cat/1.png"]
-        assert file["labels"].tolist() == ["dog", "dog", "cat"] and file["features"].shape == (3, 512)
+        assert file["names"].tolist() == ["train/cat/1.png", "test/dog/1.png", "test/dog/2.png"]
+        assert file["labels"].tolist() == ["cat", "dog", "dog"] and file["features"].shape == (3, 512)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/1.png").write_text("no image")

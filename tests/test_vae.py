@@ -11,7 +11,8 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fid
 import vae
-from tests.helpers import batch, error_line, image, last_of, picture, results_of, same
+from plumbing import run_folder
+from tests.helpers import batch, error_line, image, last_of, picture, results_of, same, stop_after
 
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
 
@@ -109,11 +110,18 @@ def test_resume_is_exact(arch, monkeypatch):
     monkeypatch.setattr(vae, "look_inside", lambda *_: {})
     argv = ["--data", "digits", "--batch-size", "8", "--arch", arch, "--log-every", "4"]
     vae.main([*argv, "--steps", "8", "--out", "whole"])
-    vae.main([*argv, "--steps", "5", "--out", "halves", "--save-every", "2"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder.Run, "save", stop_after(5, run_folder.Run.save))
+        vae.main([*argv, "--steps", "8", "--out", "halves", "--save-every", "5"])
     vae.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
     assert same(whole, halves) and whole["step"] == 8 and len(whole["rows"]) == 4
     assert Path("whole/metrics.csv").read_bytes() == Path("halves/metrics.csv").read_bytes()
+    vae.main([*argv, "--steps", "5", "--out", "more"])
+    assert Path("more/metrics.csv").read_text().splitlines()[-1].startswith("5,")  # the last step has a row
+    vae.main([*argv, "--steps", "8", "--out", "more"])
+    learned = whole.keys() - {"seconds", "rows", "sums"}
+    assert all(same(whole[key], last_of("more")[key]) for key in learned)
     vae.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
     assert not same(whole["model"], last_of("seed1")["model"])  # the check can fail
 
@@ -128,8 +136,8 @@ def test_resume_is_exact(arch, monkeypatch):
         (["--data", "digits", "--arch", "technion", "--batch-size", "1"], "BatchNorm"),
         (["--image-size", "5000"], "--image-size"),
         (["--data", "nowhere/"], "no such file or folder"),
-        (["--data", "empty"], "no image file (0 other files)"),
-        (["--data", "texts"], "no image file (2 other files)"),
+        (["--data", "empty"], "holds no image file"),
+        (["--data", "texts"], "holds no image file, but 1 .txt, 1 .md"),
         (["--data", "lies"], "none of the 1 image files"),
         (["--data", "one"], "two are needed"),
         (["--data", "texts/a.txt"], "neither a folder"),

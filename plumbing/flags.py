@@ -1,0 +1,59 @@
+"""argparse as every script here uses it."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from plumbing import ranks
+
+
+def number(kind: type, low: float, above: bool = False, below: float = 2**31) -> Callable[[str], Any]:
+    """An argparse type: an int or float that is at least `low`, or above it, and less than `below`."""
+
+    def parse(text: str):
+        value = kind(text)  # its ValueError becomes argparse's "invalid int value"
+        if low <= value < below and not (above and value == low):
+            return value
+        raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and below {below}")
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows a script's docstring as it is written, and the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, of which rank 0 speaks first, and which a terminal without UTF-8 does not stop."""
+
+    def __init__(self, doc: str) -> None:
+        super().__init__(description=doc, formatter_class=HelpFormatter)
+        if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+    def error(self, message: str) -> NoReturn:
+        ranks.hold_back()
+        super().error(message)
+
+    def group(self, title: str) -> Callable:
+        """add_argument of the group with this title, which is made where there is none."""
+        for group in self._action_groups:
+            if group.title == title:
+                return group.add_argument
+        return self.add_argument_group(title).add_argument
+
+
+def largest(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> str:
+    """The flag to blame for too little memory: the one that is the greatest multiple of its default."""
+    times = {"--batch-size": 1.0}
+    for action in parser._actions:
+        value = flags.get(action.dest)
+        if type(value) is int and action.dest not in ("seed", "steps"):
+            times[action.option_strings[-1]] = value / (action.default or 64)  # 64: where the default depends
+    return max(times, key=times.get)

@@ -1,0 +1,302 @@
+"""A folder of image files: what is in it, its splits and classes, and its pixels, decoded once into a cache."""
+
+import hashlib
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from common import permutation
+from plumbing import files, pixels
+from plumbing.files import progress, say
+
+TRAIN = ("train", "training")  # names of splits, in any case
+HELD_OUT = ("test", "val", "valid", "validation")  # the first that is there is taken
+
+
+class DataError(Exception):
+    """A data set cannot be had; the message says why and what to do."""
+
+
+class Split(NamedTuple):
+    """A part of a data set: train or held out by name, or "" where the set has no parts."""
+
+    name: str
+    images: torch.Tensor  # uint8 (N, C, H, W)
+    labels: torch.Tensor  # int64 (N,)
+    names: list[str]  # of the images
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths below `folder` of what is called an image, in seeded random order; says what is left out.
+
+    Raises DataError if there is none, OSError for a folder that cannot be read.
+    """
+    known, found, others = pixels.suffixes(), [], Counter()
+    for inside, names in files.below(folder):
+        for name in names:
+            path, suffix = os.path.join(inside, name), os.path.splitext(name)[1].lower()
+            if not os.path.isfile(path) and os.path.exists(path):  # a pipe is no file to wait for; a broken link is one
+                continue
+            if suffix in known:
+                found.append(os.path.relpath(path, folder))
+            else:
+                others[suffix or "without an ending"] += 1
+    counted = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(10))
+    if not found:
+        raise DataError(f"{folder} holds no image file" + f", but {counted}" * bool(others))
+    if others:
+        say(f"{folder}: no images and left out: {counted}", sys.stderr)
+    found.sort()
+    return [found[i] for i in permutation(len(found), 0, 0)]
+
+
+def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+    """({split: {file: class}}, {what is left out: number of its files}) of paths below a folder.
+
+    Splits are train (training) and test (val, valid, validation), in any case, or "" where there is no training folder;
+    classes are the folders below, "" where there are none. One folder around everything is passed by. Raises DataError.
+    """
+    paths = [Path(file).parts for file in listed]
+    depth = 0
+    while len({path[depth] for path in paths}) == 1 and all(len(path) > depth + 2 for path in paths):
+        if paths[0][depth].lower() in TRAIN:
+            break
+        depth += 1
+    tops = Counter(path[depth] if len(path) > depth + 1 else "" for path in paths)
+    train = [name for name in sorted(tops) if name.lower() in TRAIN]
+    held_out = sorted(
+        (name for name in tops if name.lower() in HELD_OUT), key=lambda name: HELD_OUT.index(name.lower())
+    )
+    if len(held_out) > 1 and len(held_out) == len(tops):
+        raise DataError(f"there are {' and '.join(held_out)}, but there is no folder train: name one of them")
+    chosen = [""]
+    if train and (held_out or len(tops) == 1):  # else a class of trains
+        chosen = [train[0], *held_out[:1]]
+        depth += 1
+    splits, left_out = {name: {} for name in chosen}, Counter()
+    for file, path in zip(listed, paths, strict=True):
+        split = "" if chosen == [""] else path[depth - 1]
+        if split in splits and len(path) > depth:
+            splits[split][file] = path[depth] if len(path) > depth + 1 else ""
+        else:
+            left_out[split if len(path) > depth else "beside them"] += 1
+    return splits, left_out
+
+
+def _tell(folder: Path, splits: dict[str, dict[str, str]], left_out: dict[str, int]) -> None:
+    """What was made of a folder: its splits and its classes."""
+    parts = [f"{name or 'all'} {len(classes):,}" for name, classes in splits.items()]
+    if len(splits) == 1:
+        parts.append("a tenth of it held out")
+    if left_out:
+        parts.append("left out: " + ", ".join(f"{name} {n:,}" for name, n in left_out.items()))
+    say(f"{folder}: {', '.join(parts)}", sys.stderr)
+    train, *others = ([name or "(no folder)" for name in classes.values()] for classes in splits.values())
+    counts = Counter(train)
+    for held_out in others:
+        counts.update(held_out)
+    if len(counts) > 1:
+        shown = ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts)[:10])
+        say(f"{len(counts)} classes: {shown}" + ", ..." * (len(counts) > 10), sys.stderr)
+    strange = sorted(set().union(*others) - set(train))
+    if strange:
+        say(f"WARNING: held out but not in training: {', '.join(strange[:10])}", sys.stderr)
+
+
+def read_folder(folder: Path, root: Path, size: int | None) -> tuple[str, list[Split], list[str], str]:
+    """(the folder's name, one or two splits, names of their classes, a note on the values).
+
+    Images are memory-mapped and in seeded random order; a class number means the same in both splits. Raises DataError.
+    """
+    splits, left_out = layout(image_files(folder))
+    _tell(folder, splits, left_out)
+    cache = _decoded(folder, [list(split) for split in splits.values()], root, size)
+    about = json.loads((cache / "about.json").read_text())
+    for line in about["lines"]:
+        say(line, sys.stderr)
+    classes = sorted({name for split in splits.values() for name in split.values()})
+    read = []
+    for k, (name, class_of) in enumerate(splits.items()):
+        broken = set(about["broken"][k])
+        names = [file for file in class_of if file not in broken]
+        images = torch.from_numpy(np.load(cache / f"{k}.npy", mmap_mode="c"))[: len(names)]
+        read.append(Split(name, images, torch.tensor([classes.index(class_of[file]) for file in names]), names))
+    name_broken(sum(about["broken"], []), sum(map(len, splits.values())), folder)
+    return folder.resolve().name, read, classes, about["note"]
+
+
+def name_broken(broken: list[str], n: int, folder: Path) -> None:
+    if broken:
+        named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        say(f"{len(broken)} of {n} image files in {folder} cannot be read and are left out: {named}", sys.stderr)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """(bytes, time) of a file, or of a link that leads nowhere."""
+    try:
+        stat = path.stat()
+    except OSError:
+        stat = path.lstat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _decoded(folder: Path, splits: list[list[str]], root: Path, size: int | None) -> Path:
+    """The cache: uint8 (N, C, size, size) of the files of each split that can be read, and what is to be said of them.
+
+    Its name has a hash of the names, sizes and times of all files, which decide what is found out about the set.
+    """
+    key = repr((2, size, [[(file, *_state(folder / file)) for file in split] for split in splits]))  # 2: the layout
+    name = f"{folder.resolve().name}-{size or 'auto'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    cache = root / "cache" / name
+    if not cache.exists():
+        files.make_folder(cache, partial(_decode_all, folder, splits, size))
+    return cache
+
+
+def headers(folder: Path, listed: list[str]) -> dict[str, pixels.Header]:
+    """Of the files below `folder` that are not broken."""
+    with ThreadPool() as pool:
+        found = pool.imap(lambda file: pixels.header(folder / file), listed, chunksize=64)
+        found = dict(zip(listed, progress(found, f"looking at {folder}", len(listed)), strict=True))
+    return {file: header for file, header in found.items() if header}
+
+
+def white_of(folder: Path, found: dict[str, pixels.Header]) -> float:
+    """pixels.white_level of the files of a set that have more than 8 bits, 255 where none has."""
+    wide = [file for file, header in found.items() if header.wide]
+    if not wide:
+        return 255.0
+    with ThreadPool() as pool:
+        values = pool.imap_unordered(lambda file: pixels.brightest(folder / file), wide, chunksize=16)
+        return pixels.white_level(progress(values, f"largest value in {folder}", len(wide)))
+
+
+def _any_colour(folder: Path, listed: list[str]) -> bool:
+    with ThreadPool() as pool:  # ends with the first one in colour
+        return any(pool.imap_unordered(lambda file: pixels.has_colour(folder / file), listed, chunksize=16))
+
+
+class Survey(NamedTuple):
+    """What is true of a set of files as a whole."""
+
+    mode: str  # L where every pixel is grey, else RGB
+    side: int  # the usual smaller side
+    white: float  # of what has more than 8 bits a channel
+    note: str  # about that
+    lines: list[str]  # what else to say
+
+
+def survey(folder: Path, found: dict[str, pixels.Header]) -> Survey:
+    """Of the files, by their headers and, where these leave it open, their pixels."""
+    stored_in_colour = [file for file, header in found.items() if not header.grey]
+    mode = "RGB" if _any_colour(folder, stored_in_colour) else "L"
+    white, note, lines = white_of(folder, found), "", []
+    n_wide = sum(header.wide for header in found.values())
+    if n_wide:
+        note = f", {n_wide:,} of more than 8 bits: 0 ... {white:,.0f} is black ... white"
+    if mode == "L" and stored_in_colour:
+        lines.append(f"{folder}: {len(stored_in_colour):,} files are stored in colour, but every pixel is grey")
+    n_transparent = sum(header.transparent for header in found.values())
+    if n_transparent:
+        lines.append(f"{folder}: {n_transparent:,} images have transparency, and are shown on white")
+    n_deep = sum(header.deep_colour for header in found.values())
+    if n_deep:
+        lines.append(f"{folder}: {n_deep:,} images have more than 8 bits a colour, of which the upper 8 are read")
+    area = sum(header.width * header.height for header in found.values())
+    kept = sum(min(header.width, header.height) ** 2 for header in found.values())
+    lines += crop_line(folder, kept, area)
+    side = statistics.median_low([min(header.width, header.height) for header in found.values()] or [0])
+    return Survey(mode, side, white, note, lines)
+
+
+def crop_line(source: Path, kept: int, area: int) -> list[str]:
+    """One line where the crop to squares leaves less than nine tenths of the pixels."""
+    return [f"{source}: the crop to squares cuts off {1 - kept / area:.0%} of the pixels"] if kept < 0.9 * area else []
+
+
+def _decode_all(folder: Path, splits: list[list[str]], size: int | None, out: Path) -> None:
+    """Fill the cache `out`."""
+    look = survey(folder, headers(folder, sum(splits, [])))
+    size = size or usual_size(look.mode == "L", look.side)
+    broken = [_decode_split(folder, listed, look, size, out / f"{k}.npy") for k, listed in enumerate(splits)]
+    about = {"note": look.note, "lines": look.lines, "broken": broken}
+    (out / "about.json").write_text(json.dumps(about))
+
+
+def usual_size(grey: bool, side: int) -> int:
+    """--image-size where it is not given."""
+    return 32 if grey or side < 64 else 64
+
+
+def _decode_split(folder: Path, listed: list[str], look: Survey, size: int, out: Path) -> list[str]:
+    """Write uint8 (N, C, size, size); the files that are broken, for which there is room at the end."""
+    shape = (len(listed), len(look.mode), size, size)
+    array = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
+    n, broken = 0, []
+    with ThreadPool() as pool:  # Pillow decodes outside the GIL
+        decoded = pool.imap(lambda f: pixels.decode(folder / f, look.mode, size, look.white), listed, chunksize=16)
+        for file, image in zip(listed, progress(decoded, f"decoding {folder}", len(listed)), strict=True):
+            if image is None:
+                broken.append(file)
+            else:
+                array[n] = image.transpose(2, 0, 1)
+                n += 1
+    if not n:
+        raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
+    array.flush()
+    return broken
+
+
+class Folder(NamedTuple):
+    """Image files as fid.py reads them: whole."""
+
+    names: list[str]  # in seeded random order
+    size: int | None  # side in pixels, where nearly all are squares of one size
+    n_others: int  # how many are not
+    white: float
+
+
+def look_at(folder: Path) -> Folder:
+    """Raises DataError if there is no image file."""
+    names = image_files(folder)
+    found = headers(folder, names)
+    ((usual, n),) = Counter((header.width, header.height) for header in found.values()).most_common(1) or [((0, 0), 0)]
+    size = usual[0] if usual[0] == usual[1] and n >= 0.9 * len(found) > 0 else None
+    n_others = len(found) - n if size else 0
+    if n_others:
+        say(f"{folder}: {n_others:,} of {len(found):,} images are not of {size} x {size} pixels", sys.stderr)
+    return Folder(names, size, n_others, white_of(folder, found))
+
+
+def folder_images(
+    folder: Path, mode: str, batch_size: int, look: Folder | None = None
+) -> Iterator[torch.Tensor | list[torch.Tensor]]:
+    """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
+
+    Yields (n, C, H, W) or, where sizes differ, lists of (C, H, W): whole, and not turned by EXIF, as in pytorch-fid.
+    """
+    names, white = (look or look_at(folder))[::3]
+    broken = []
+    chunks = [names[i : i + batch_size] for i in range(0, len(names), batch_size)]
+    with ThreadPool() as pool:
+        begin = partial(pool.map_async, lambda name: pixels.read_whole(folder / name, mode, white))
+        following = begin(chunks[0])
+        for chunk, next_chunk in zip(chunks, [*chunks[1:], []], strict=True):
+            read = following.get()
+            following = begin(next_chunk)
+            good = [x for x in read if x is not None]
+            broken += [name for name, x in zip(chunk, read, strict=True) if x is None]
+            if good:
+                one_size = len({x.shape for x in good}) == 1
+                yield torch.stack(good) if one_size else good
+    name_broken(broken, len(names), folder)

@@ -1,0 +1,141 @@
+"""One image file as pixels: every format that Pillow reads, any mode, any depth, with or without transparency."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows them, and leaves them to other programs
+GREY = ("1", "L", "LA", "I", "F")  # modes without colour, I;16 and its like besides
+TINT = 2  # levels of 255 by which the channels of a grey pixel may differ, as JPEG leaves them
+
+
+def suffixes() -> set[str]:
+    """Endings, in lower case, of the files that this Pillow reads."""
+    Image.init()
+    return {suffix for suffix, form in Image.EXTENSION.items() if form in Image.OPEN and form not in NO_PIXELS}
+
+
+class Header(NamedTuple):
+    """What an image file says before it is decoded."""
+
+    mode: str
+    width: int
+    height: int
+    transparent: bool
+    deep_colour: bool  # more than 8 bits a channel, of which Pillow hands over 8
+
+    @property
+    def wide(self) -> bool:
+        """Whether a grey value has more than 8 bits."""
+        return is_wide(self.mode)
+
+    @property
+    def grey(self) -> bool:
+        """Whether there can be no colour in it."""
+        return self.wide or self.mode in GREY
+
+
+def is_wide(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;16")
+
+
+def header(path: Path) -> Header | None:
+    """None if the file is broken."""
+    try:
+        with Image.open(path) as image:
+            deep = image.mode != "I" and not is_wide(image.mode) and ";16" in str(image.tile)
+            return Header(image.mode, *image.size, image.has_transparency_data, deep)
+    except Exception:  # damaged files raise anything, and none of them may end the run
+        return None
+
+
+def brightest(path: Path) -> tuple[float, bool]:
+    """(largest value, whether there are floats) of a file with more than 8 bits; (0, False) if it is broken."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+            return float(np.nan_to_num(values, posinf=0.0).max()), image.mode == "F"
+    except Exception:
+        return 0.0, False
+
+
+def white_level(found: Iterable[tuple[float, bool]]) -> float:
+    """The value that is white in a set: 1 for floats that are not above it, else the least of 255, 4,095 (12 bits) and
+    65,535 that holds the largest value seen, else that value.
+    """
+    largest, floats = map(max, zip(*found, strict=True))
+    if floats and largest <= 1:
+        return 1.0
+    return min(top for top in (255.0, 4095.0, 65535.0, max(largest, 65536.0)) if top >= largest)
+
+
+def narrow(image: Image.Image, white: float) -> Image.Image:
+    """Mode L from a mode with more than 8 bits: 0 ... white become 0 ... 255."""
+    values = np.nan_to_num(np.asarray(image, np.float64))
+    return Image.fromarray((values * 255 / white).clip(0, 255).round().astype(np.uint8))
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """RGB of an image with transparency: what a page shows."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def flat(image: Image.Image, white: float) -> Image.Image:
+    """Without transparency, and with 8 bits a channel."""
+    if is_wide(image.mode):
+        return narrow(image, white)
+    return over_white(image) if image.has_transparency_data else image
+
+
+def is_coloured(pixels: np.ndarray) -> bool:
+    """Whether a pixel of uint8 (..., 3) is not grey."""
+    return bool((pixels.max(-1) - pixels.min(-1)).max() > TINT)
+
+
+def luma(x: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, 3, H, W) -> (N, 1, H, W): Pillow's mode L."""
+    weights = torch.tensor([19595, 38470, 7471], device=x.device).view(1, 3, 1, 1)
+    return ((x.int() * weights).sum(1, keepdim=True) + 0x8000 >> 16).byte()
+
+
+def has_colour(path: Path) -> bool:
+    """Of the file's pixels, not its mode; False if it is broken."""
+    try:
+        with Image.open(path) as image:
+            return is_coloured(np.asarray(flat(image, 255.0).convert("RGB")))
+    except Exception:
+        return False
+
+
+def decode(path: Path, mode: str, size: int, white: float) -> np.ndarray | None:
+    """One file as uint8 (size, size, C), mode L or RGB: turned upright, on white, centre-cropped to a square, resized.
+
+    None if it is broken. `white`: see white_level.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
+            image = flat(ImageOps.exif_transpose(image), white).convert(mode)
+            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
+    except Exception:
+        return None
+
+
+def read_whole(path: Path, mode: str, white: float) -> torch.Tensor | None:
+    """uint8 (C, H, W) as pytorch-fid reads a file: not turned, transparency dropped; but more than 8 bits scaled.
+
+    None if it is broken.
+    """
+    try:
+        with Image.open(path) as image:
+            if is_wide(image.mode):
+                image = narrow(image, white)
+            pixels = np.array(image.convert(mode))
+            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    except Exception:
+        return None
