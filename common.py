@@ -119,7 +119,7 @@ def last_words(kind: type[BaseException], error: BaseException, trace: Any, larg
     if isinstance(error, OSError):
         fail(f"{text}; {kept}")
     if hardware.out_of_memory(error):
-        fail(f"not enough memory ({text}): try a smaller {largest}; {kept}")
+        fail(f"not enough memory: try a smaller {largest}; {kept} ({text})")
     traceback.print_exception(kind, error, trace, file=sys.__stderr__)
 
 
@@ -130,6 +130,7 @@ def compiled(function: Callable, wanted: bool) -> Callable:
     if not shutil.which(os.environ.get("CXX", "g++")):
         print("--compile needs a C++ compiler (g++, or what CXX names) and finds none: going on without")
         return function
+    files.say("compiling: the first steps take up to a minute")
     return torch.compile(function, dynamic=False)
 
 

@@ -265,7 +265,8 @@ def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int 
     """Of a vote of the k nearest of the bank (N, D) by cosine, each with weight exp(sim/τ) (Wu et al. 2018, 3.4)."""
     bank, n_classes = F.normalize(bank, dim=1), int(labels.max()) + 1
     right = 0
-    for part, y in zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True):
+    parts = zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True)
+    for part, y in files.progress(parts, "kNN", math.ceil(len(h) / 500)):
         similar, i = (part @ bank.T).topk(min(k, len(bank)))  # (B, k)
         votes = similar.new_zeros(len(part), n_classes).scatter_add_(1, labels[i], (similar / tau).exp())
         right += (votes.argmax(1) == y).sum().item()
@@ -300,7 +301,7 @@ def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) ->
     h, test_h = (h - mean) / std, (test_h - mean) / std
     n = len(h) - len(h) // 5
     tried = {}
-    for l2 in (1e-3, 1e-2, 1e-1):
+    for l2 in files.progress((1e-3, 1e-2, 1e-1), "linear classifier", 3):
         tried[l2] = accuracy(logistic_regression(h[:n], labels[:n], l2), h[n:], labels[n:])
     best_l2 = max(tried, key=tried.get)
     return accuracy(logistic_regression(h, labels, best_l2), test_h, truth)

@@ -19,12 +19,12 @@ _held_elsewhere: set[Path] = set()  # files of which `show` has said so
 
 
 def progress(items, title: str, total: int | None, first: int = 0):
-    """tqdm over `items` where it is installed and standard error is a terminal."""
+    """tqdm over `items`, from the second second on, where it is installed and standard error is a terminal."""
     if not find_spec("tqdm"):
         return items
     from tqdm import tqdm
 
-    return tqdm(items, title, total, leave=False, initial=first, disable=None)
+    return tqdm(items, title, total, leave=False, initial=first, disable=None, delay=1)
 
 
 def say(text: str, file: TextIO | None = None) -> None:

@@ -34,6 +34,7 @@ def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: 
 
     if manifold is None:
         axes = Figure((6.5, 6), layout="constrained").subplots()
+        files.say(f"t-SNE of {len(points):,} points ...")
         points, title = tsne(points), f"{title}, t-SNE"
     else:
         axes, right = Figure((12, 6), layout="constrained").subplots(1, 2)

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,8 +43,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    files.write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+def write_json(path: Path, content: dict[str, Any], write: Callable = files.write_whole) -> None:
+    write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 class State(dict):
@@ -361,9 +361,9 @@ def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", results, files.show)
     for key, value in results.items():
-        if not isinstance(value, dict):
+        if key != "data" and not isinstance(value, dict):
             print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
     for path in _pictures(folder):
         print(f"picture: {path}")

@@ -134,6 +134,10 @@ def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
     for name, distance in (("best_fd_lenet.pth", distances[best]), ("generator.pth", distances[9])):
         fid.main(["digits:test", str(folder / name), "--features", "lenet", "--json"])
         assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(distance, rel=1e-5)
+    (folder / "results.json").unlink()
+    dcgan.main(["--eval"])
+    again = results_of(folder)
+    assert all(again[key] == results[key] for key in ("fd_lenet", "spread", "step", "class_histogram"))
     grids = []
     for seed in ("0", "0", "1"):
         dcgan.main(["--generate", "--n", "9", "--seed", seed])

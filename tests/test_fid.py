@@ -14,7 +14,7 @@ from PIL import Image
 import fid
 import vae
 from plumbing import folders, images, inception, lenet, pixels
-from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd
+from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd, write_inputs
 
 
 def test_inception_is_pytorch_fids(inception_file, monkeypatch):
@@ -300,6 +300,47 @@ def test_statistics_of_two_files(capsys, monkeypatch):
     found = capsys.readouterr()
     assert float(re.match(r"FD-LeNet: (\S+) \| features LeNet-5", found.out)[1]) <= 1e-6
     assert "WARNING: ours.npz: 179 images" in found.err
+
+
+def test_a_folder_of_images_with_somebodys_files_is_one(inception_file, capsys):
+    """A config.json or weights that are not ours change nothing; ours make it a run folder."""
+    x, y = photos(8).split(4)
+    as_files(x, "other")
+    values = []
+    for foreign in ({"a": 1}, [1], {"script": "train.py", "flags": {}}):
+        folder = as_files(y, f"set{len(values)}")
+        Path(folder, "config.json").write_text(json.dumps(foreign))
+        torch.save(foreign, f"{folder}/generator.pth")
+        Path(folder, "vae.pth").write_bytes(b"nothing that torch knows")
+        fid.main(["other", folder, "--json", "--weights", str(inception_file)])
+        values.append(json.loads(capsys.readouterr().out)["value"])
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6) and values[0] > 1
+    torch.save({"script": "vae", "flags": {}}, "set0/vae.pth")
+    assert "another kind of file" in error_line(capsys, fid.main, ["other", "set0", "--weights", str(inception_file)])
+
+
+def test_a_run_on_a_cpu_ends_with_fid_where_that_is_quick(inception_file, capsys, monkeypatch):
+    """And with the command that measures it elsewhere, where it is not."""
+    write_inputs()
+    kept = Path("hub/checkpoints", inception.NAME)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8])
+    monkeypatch.setattr(fid, "SAMPLES", 20)
+    argv = "--data pictures --image-size 16 --arch mlp --latent-dim 2 --batch-size 4 --steps 2 --out run".split()
+    vae.main(argv)
+    assert "FID is measured by: python fid.py pictures:test run/vae.pth" in capsys.readouterr().out
+    kept.parent.mkdir(parents=True)
+    kept.symlink_to(inception_file)
+    vae.main(["--eval", "--weights", "run"])
+    said, results = capsys.readouterr(), results_of("run")
+    assert "measuring FID: about 0." in said.err and "FID is measured by" not in said.out
+    assert results["fid_about"]["n_generated"] == 20 and results["fid_about"]["features"].startswith("Inception-v3")
+    fid.main(["pictures:test", "run", "--n", "20", "--json"])
+    assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(results["fid"], rel=1e-5)
+    monkeypatch.setattr(fid, "MINUTES", 0)
+    vae.main(["--eval", "--weights", "run"])
+    said = capsys.readouterr()
+    assert "FID is left out: on this CPU it would take 0 minutes" in said.err and "FID is measured by" in said.out
 
 
 @pytest.mark.parametrize(

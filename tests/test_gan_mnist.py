@@ -120,6 +120,9 @@ def test_a_gan_from_start_to_samples(capsys, monkeypatch):
     fid.main(["digits:test", str(folder), "--features", "lenet", "--json"])
     measured = json.loads(capsys.readouterr().out)
     assert measured["value"] == pytest.approx(results["fd_lenet"], rel=1e-6) and measured["size_real"] == 28
+    (folder / "results.json").unlink()
+    gan_mnist.main(["--eval"])
+    assert results_of(folder)["fd_lenet"] == results["fd_lenet"] and results_of(folder)["step"] == 8
     grids = []
     for seed in ("0", "0", "1"):
         gan_mnist.main(["--generate", "--n", "9", "--seed", seed])

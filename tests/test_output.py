@@ -1,0 +1,213 @@
+"""What is printed, where, and when: help, bars, warnings, errors, the end of a run, what --generate leaves."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import char_rnn
+import common
+import dcgan
+import fid
+import gan_mnist
+import simclr
+import vae
+from report import bench, measure
+from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_help_in_any_encoding(encoding, monkeypatch):
+    for script in [*SCRIPTS, bench, measure]:
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
+        with pytest.raises(SystemExit) as end:
+            script.main()
+        out.flush()
+        assert not end.value.code and b"--help" in out.buffer.getvalue()
+
+
+def in_a_terminal(columns: int, *argv: str) -> str:
+    """What a script writes to one, this wide."""
+    terminal, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / argv[0]), *argv[1:]], stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    pieces = []
+    while True:
+        try:
+            pieces.append(os.read(terminal, 1 << 16))
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0
+    return b"".join(pieces).decode()
+
+
+def test_the_bar_at_100_columns():
+    """It shows its losses whole and is more than a character long; warnings have lines of their own."""
+    said = in_a_terminal(
+        100, "gan_mnist.py", *"--data digits --lr 0.02 --steps 150 --log-every 5".split(), "--sample-every", "75"
+    )
+    shown = [line for line in re.split("[\r\n]", said) if "it/s, " in line]
+    assert shown and all(len(line) < 100 for line in shown)
+    for line in shown:
+        assert re.search(r"^gan_mnist: +\d+%\|.{8,}\| \d+/150 \[.*it/s, d_loss \S+ g_loss \S+ d_x \S+\]$", line), line
+    warnings = [line for line in re.split("[\r\n]", said) if "WARNING: step" in line]
+    assert warnings and all(line.startswith("WARNING: step ") and line.count("%|") == 0 for line in warnings)
+
+
+def test_the_end_of_a_run(capsys, monkeypatch):
+    """Numbers, then pictures that are there, then the data; and a run of 90 steps has a row and curves."""
+    monkeypatch.setattr(fid, "SAMPLES", 500)
+    for script in (vae, dcgan, gan_mnist):
+        script.main([*RUNS[script], "--steps", "3", "--out", f"{script.__name__}-run"])
+        lines = capsys.readouterr().out.splitlines()
+        end = lines[max(i for i, line in enumerate(lines) if line.startswith("  step: 3")) :]
+        kinds = [("  ", "picture: ", f"{script.__name__}-run: trained and measured on digits (")]
+        order = [next(k for k, kind in enumerate(kinds[0]) if line.startswith(kind)) for line in end]
+        assert order == sorted(order) and order[-1] == 2 and order.count(2) == 1 and order.count(1) >= 2
+        assert not any("{" in line for line in end)
+        pictures = [Path(line.removeprefix("picture: ")) for line in end if line.startswith("picture: ")]
+        assert all(path.exists() for path in pictures)
+        assert {f"{script.__name__}-run/curves.png", f"{script.__name__}-run/samples/step_0000003.png"} <= set(
+            map(str, pictures)
+        )
+        assert isinstance(results_of(f"{script.__name__}-run")["fd_lenet_about"], dict)
+        assert Path(f"{script.__name__}-run/metrics.csv").read_text().splitlines()[1].startswith("3,train,")
+
+
+@pytest.mark.parametrize(
+    ("step", "entropies", "now", "warned"),
+    [(5, [], 0.1, False), (10, [], 0.1, True), (5, [2.0], 0.1, True), (5, [0.2], 0.1, False), (90, [0.1], 2.0, False)],
+)
+def test_an_untrained_generator_has_not_collapsed(step, entropies, now, warned, capsys):
+    """Mode collapse is what has been better before, or is still so after a tenth of the steps."""
+    rows = [{"step": 1, "split": "samples", "class_entropy": h, "spread": h / 2} for h in entropies]
+    run = SimpleNamespace(step=step, args=SimpleNamespace(steps=100), rows=rows)
+    fid.warn_if_collapsed(run, {"class_entropy": now, "class_histogram": [1] * 10})
+    assert ("mode collapse, class entropy" in capsys.readouterr().out) == warned
+    dcgan.warn_if_collapsed(run, {"spread": now / 2})
+    assert ("mode collapse, samples differ by" in capsys.readouterr().out) == warned
+
+
+def test_weights_of_a_substitute_are_named_loudly(capsys, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main(["--steps", "1"])
+    capsys.readouterr()
+    vae.main(["--generate", "--n", "1"])
+    said = capsys.readouterr().err
+    assert "made from digits (1618 + 179 images of (1, 32, 32)), a substitute" in said
+    assert (
+        f"WARNING: so they know that substitute only. For others train again with --fresh, or --weights {HERE}" in said
+    )
+    weights = re.search("--weights (.*)", said)[1]
+    vae.main(["--generate", "--n", "1", "--weights", weights, "--out", "other"])
+    assert "WARNING" not in capsys.readouterr().err and Path("other/generated.png").exists()
+
+
+@pytest.mark.parametrize("script", [vae, gan_mnist, dcgan])
+def test_many_images_become_files(script, capsys, monkeypatch):
+    """Which are those of draw(), and of the grid of few; a second time the first ones are moved aside."""
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(common, "GRID", 20)
+    script.main([*RUNS[script], "--steps", "1", "--out", "run"])
+    script.main(["--generate", "--weights", "run", "--n", "530", "--seed", "3"])
+    found = sorted(Path("run/generated").iterdir())
+    assert [path.name for path in found] == [f"{i:06d}.png" for i in range(530)]
+    state = torch.load(
+        next(path for path in Path("run").glob("*.pth") if path.name in fid.sources.WEIGHTS), weights_only=True
+    )
+    drawn = torch.cat(list(script.draw(script.build(state).eval(), 530, 3)))
+    read = np.stack([np.asarray(Image.open(path)) for path in found])
+    assert np.array_equal(read, drawn[:, 0].numpy()) and not Path("run/generated.png").exists()
+    script.main(["--generate", "--weights", "run", "--n", "21"])
+    assert (
+        len(list(Path("run/generated").iterdir())) == 21
+        and "what was there is now run/generated." in capsys.readouterr().out
+    )
+    assert [len(list(path.iterdir())) for path in Path("run").glob("generated.*")] == [530]
+    script.main(["--generate", "--weights", "run", "--n", "20"])
+    assert Path("run/generated.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "flag"),
+    [
+        (vae, ["--data", "digits", "--latent-dim", "2000000000"], "--latent-dim"),
+        (gan_mnist, ["--data", "digits", "--noise-dim", "2000000000", "--batch-size", "256"], "--noise-dim"),
+        (
+            char_rnn,
+            ["--data", "tale.txt", "--h-dim", "2000000", "--n-layers", "1", "--seq-len", "4", "--batch-size", "2"],
+            "--h-dim",
+        ),
+        (simclr, ["--data", "pictures", "--feature-dim", "2000000000", "--batch-size", "8"], "--feature-dim"),
+    ],
+)
+def test_what_is_too_large_is_named(script, argv, flag, capsys):
+    write_inputs()
+    with pytest.raises(SystemExit):
+        try:
+            script.main(argv)
+        except RuntimeError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    assert f"not enough memory: try a smaller {flag}; what was saved is kept" in capsys.readouterr().err
+
+
+def test_ctrl_c_after_training_says_what_is_kept():
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vae\ndef stop(*_): raise KeyboardInterrupt\n"
+    code += f"vae.look_inside = stop; vae.main({[*SMALL, '--steps', '2']})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert "stopped; what was saved is kept, and the same command continues from it" in done.stderr
+    assert common.load(Path("run/last.pth"), ("vae",), "flags")["step"] == 2
+
+
+@pytest.mark.parametrize("script", RUNS)
+@pytest.mark.parametrize("edit", ["renamed", "wider", "more"])
+def test_weights_of_another_version_of_a_layer(script, edit, capsys, monkeypatch):
+    """First what to do, then the first thing that does not fit."""
+    write_inputs()
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    for module in (vae, simclr):
+        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+    argv = [*RUNS[script], "--steps", "1", "--out", "run"]
+    script.main(argv)
+    name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
+    state = torch.load(f"run/{name}", weights_only=True)
+    weights = state["state_dict"]
+    key = next(key for key, value in weights.items() if value.ndim > 1)
+    if edit == "renamed":
+        weights["other"] = weights.pop(key)
+    elif edit == "wider":
+        weights[key] = torch.cat([weights[key]] * 2)
+    else:
+        weights |= {f"new.{i}.weight": torch.zeros(1) for i in range(50)}
+    torch.save(state, f"run/{name}")
+    line = error_line(capsys, script.main, ["--eval" if script is simclr else "--generate", "--weights", "run"])
+    assert "these weights are of another version of the code: take that version, or train again (" in line
+    assert len(line) < 250 and line.count("new.") <= 1
+
+    last = torch.load("run/last.pth", weights_only=True)
+    model = next(key for key in ("model", "G") if key in last)
+    last[model]["other"] = last[model].pop(next(iter(last[model])))
+    torch.save(last, "run/last.pth")
+    line = error_line(capsys, script.main, [*argv, "--steps", "2"])
+    assert "run/last.pth is of another version of the model: use --fresh, or that version (Missing key" in line
+    assert len(line) < 250
