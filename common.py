@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import sys
-import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -24,19 +23,13 @@ import torchvision
 from torch import Tensor, nn
 
 from plumbing import files, hardware, ranks
+from plumbing.ending import fail, last_words
 from plumbing.flags import Parser, largest, number
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest")  # what parse_args adds to the flags
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
-
-
-def fail(message: object) -> NoReturn:
-    """End the program as argparse does: one line on standard error, exit status 2."""
-    ranks.hold_back()
-    files.say(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", sys.stderr)
-    raise SystemExit(2)
 
 
 def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 100, sample_every: int = 1000) -> Parser:
@@ -105,22 +98,6 @@ def setup(args: argparse.Namespace) -> torch.device:
     socket.setdefaulttimeout(30)  # seconds, so that no download hangs
     torch.manual_seed(args.seed)
     return device
-
-
-def last_words(kind: type[BaseException], error: BaseException, trace: Any, largest: str = "--batch-size") -> None:
-    """What ends a script and is no defect of it gets one line: a full disk, too little memory, another rank's death."""
-    kept = "what was saved is kept, and the same command continues from it"
-    text = (str(error) or kind.__name__).splitlines()[0][:200]
-    if kind is KeyboardInterrupt:
-        files.say(f"{Path(sys.argv[0]).name}: stopped; {kept}", sys.stderr)
-        raise SystemExit(130)
-    if ranks.lost(error):
-        fail(f"rank {ranks.rank()} has lost the others ({text.split('] ', 1)[-1].split('. ')[0]}); {kept}")
-    if isinstance(error, OSError):
-        fail(f"{text}; {kept}")
-    if hardware.out_of_memory(error):
-        fail(f"not enough memory: try a smaller {largest}; {kept} ({text})")
-    traceback.print_exception(kind, error, trace, file=sys.__stderr__)
 
 
 def compiled(function: Callable, wanted: bool) -> Callable:

@@ -132,6 +132,26 @@ def test_folder_of_any_sizes_and_modes(inception_file, capsys):
     assert "2 of 7 image files in set" in said and "broken.png" in said
 
 
+def test_a_mixed_folder_has_pytorch_fids_distance(inception_file, capsys, monkeypatch):
+    """Of transparent, palette, grey and CMYK images of several sizes and formats against photographs: to 1e-5."""
+    theirs, score = pytest.importorskip("pytorch_fid.inception"), pytest.importorskip("pytorch_fid.fid_score")
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: torch.load(inception_file))
+    monkeypatch.setattr(score, "tqdm", iter)
+    forms = [("RGBA", "png"), ("LA", "png"), ("P", "gif"), ("L", "bmp"), ("1", "png"), ("CMYK", "jpg"), ("RGB", "webp")]
+    for i, (mode, suffix) in enumerate(forms):
+        image(Path(f"mixed/{i}.{suffix}"), (20 + 9 * i, 40), mode, seed=i)
+    as_files(photos(len(forms)), "photos")
+    net, h = theirs.InceptionV3([3]).eval(), []
+    for folder in ("photos", "mixed"):
+        h.append(score.get_activations(sorted(Path(folder).iterdir()), net, 1, 2048, "cpu", 0).astype(float))
+    # scipy's square root fails for so few images; with centred features H the trace is that of |H₁H₂ᵀ|.
+    (mu1, c1), (mu2, c2) = ((x.mean(0), (x - x.mean(0)) / (len(x) - 1) ** 0.5) for x in h)
+    root = np.linalg.svd(c1 @ c2.T, compute_uv=False).sum()
+    exact = ((mu1 - mu2) ** 2).sum() + (c1**2).sum() + (c2**2).sum() - 2 * root
+    fid.main(["photos", "mixed", "--json", "--weights", str(inception_file)])
+    assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(exact, rel=1e-5) and exact > 1
+
+
 def test_a_data_set_is_read_at_the_size_of_what_it_is_compared_with(capsys, monkeypatch):
     monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
     as_files(photos(3, 20), "set")
