@@ -255,10 +255,10 @@ class Run:
             with Signals() as signals:
                 for step in self.bar:
                     self.step = step
-                    began = time.perf_counter()
+                    self.began = time.perf_counter()
                     self._seed_noise()
                     yield step
-                    self.seconds += time.perf_counter() - began
+                    self.seconds += time.perf_counter() - self.began
                     last = self.ending or step == self.args.steps
                     stopped = stop_signal.tell(signals.caught)
                     if last and not stopped:
@@ -330,7 +330,7 @@ class Run:
         writer.writeheader()
         writer.writerows(self.rows)
         files.show(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
-        rate = self.step / max(self.seconds, 1e-9)
+        rate = self.step / (self.seconds + time.perf_counter() - self.began)
         if getattr(self.bar, "disable", True):
             left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
             print(f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", left, sep=" | ", flush=True)

@@ -77,6 +77,7 @@ def test_the_end_of_a_run(capsys, monkeypatch):
     for script in (vae, dcgan, gan_mnist):
         script.main([*RUNS[script], "--steps", "3", "--out", f"{script.__name__}-run"])
         lines = capsys.readouterr().out.splitlines()
+        assert all(0 < float(rate) < 1e5 for rate in re.findall(r"([\d.e+]+) steps/s", "".join(lines)))
         end = lines[max(i for i, line in enumerate(lines) if line.startswith("  step: 3")) :]
         kinds = [("  ", "picture: ", f"{script.__name__}-run: trained and measured on digits (")]
         order = [next(k for k, kind in enumerate(kinds[0]) if line.startswith(kind)) for line in end]
