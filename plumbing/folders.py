@@ -172,51 +172,64 @@ def headers(folder: Path, listed: list[str]) -> dict[str, pixels.Header]:
 
 
 def white_of(folder: Path, found: dict[str, pixels.Header]) -> float:
-    """pixels.white_level of the files of a set that have more than 8 bits, 255 where none has."""
+    """pixels.white_level of the files of a set that have more than 8 bits; 255 where none has."""
     wide = [file for file, header in found.items() if header.wide]
-    if not wide:
-        return 255.0
     with ThreadPool() as pool:
         values = pool.imap_unordered(lambda file: pixels.brightest(folder / file), wide, chunksize=16)
-        return pixels.white_level(progress(values, f"largest value in {folder}", len(wide)))
+        largest = max(progress(values, f"largest value in {folder}", len(wide)), default=0.0)
+    return pixels.white_level(largest, any(header.mode == "F" for header in found.values()))
 
 
-def _any_colour(folder: Path, listed: list[str]) -> bool:
+def _any_colour(folder: Path, found: dict[str, pixels.Header]) -> bool:
+    stored_in_colour = [file for file, header in found.items() if not header.grey]
     with ThreadPool() as pool:  # ends with the first one in colour
-        return any(pool.imap_unordered(lambda file: pixels.has_colour(folder / file), listed, chunksize=16))
+        return any(pool.imap_unordered(lambda file: pixels.has_colour(folder / file), stored_in_colour))
 
 
-class Survey(NamedTuple):
+class Look(NamedTuple):
     """What is true of a set of files as a whole."""
 
     mode: str  # L where every pixel is grey, else RGB
-    side: int  # the usual smaller side
+    size: int  # side in pixels to which they are resized
     white: float  # of what has more than 8 bits a channel
-    note: str  # about that
-    lines: list[str]  # what else to say
 
 
-def survey(folder: Path, found: dict[str, pixels.Header]) -> Survey:
-    """Of the files, by their headers and, where these leave it open, their pixels."""
-    stored_in_colour = [file for file, header in found.items() if not header.grey]
-    mode = "RGB" if _any_colour(folder, stored_in_colour) else "L"
-    white, note, lines = white_of(folder, found), "", []
-    n_wide = sum(header.wide for header in found.values())
-    if n_wide:
-        note = f", {n_wide:,} of more than 8 bits: 0 ... {white:,.0f} is black ... white"
-    if mode == "L" and stored_in_colour:
-        lines.append(f"{folder}: {len(stored_in_colour):,} files are stored in colour, but every pixel is grey")
-    n_transparent = sum(header.transparent for header in found.values())
+def usual_size(grey: bool, side: int) -> int:
+    """--image-size where it is not given."""
+    return 32 if grey or side < 64 else 64
+
+
+def _look(found: list[pixels.Header], coloured: bool, white: float, size: int | None) -> Look:
+    mode = "RGB" if coloured else "L"
+    side = statistics.median_low([min(header.width, header.height) for header in found] or [0])
+    return Look(mode, size or usual_size(mode == "L", side), white)
+
+
+def _guess(folder: Path, listed: list[str], size: int | None) -> Look:
+    """From 256 files."""
+    found = headers(folder, listed[:: len(listed) // 256 + 1])
+    return _look(list(found.values()), _any_colour(folder, found), white_of(folder, found), size)
+
+
+def _note(found: list[pixels.Header], look: Look) -> str:
+    n_wide = sum(header.wide for header in found)
+    return f", {n_wide:,} of more than 8 bits: 0 ... {look.white:,.0f} is black ... white" if n_wide else ""
+
+
+def _lines(folder: Path, found: list[pixels.Header], look: Look) -> list[str]:
+    """What else is to be said of a set."""
+    n_stored_in_colour = sum(not header.grey for header in found)
+    n_transparent = sum(header.transparent for header in found)
+    n_deep = sum(header.deep_colour for header in found)
+    lines = []
+    if look.mode == "L" and n_stored_in_colour:
+        lines.append(f"{folder}: {n_stored_in_colour:,} files are stored in colour, but every pixel is grey")
     if n_transparent:
         lines.append(f"{folder}: {n_transparent:,} images have transparency, and are shown on white")
-    n_deep = sum(header.deep_colour for header in found.values())
     if n_deep:
         lines.append(f"{folder}: {n_deep:,} images have more than 8 bits a colour, of which the upper 8 are read")
-    area = sum(header.width * header.height for header in found.values())
-    kept = sum(min(header.width, header.height) ** 2 for header in found.values())
-    lines += crop_line(folder, kept, area)
-    side = statistics.median_low([min(header.width, header.height) for header in found.values()] or [0])
-    return Survey(mode, side, white, note, lines)
+    area = sum(header.width * header.height for header in found)
+    return lines + crop_line(folder, sum(min(header.width, header.height) ** 2 for header in found), area)
 
 
 def crop_line(source: Path, kept: int, area: int) -> list[str]:
@@ -225,36 +238,38 @@ def crop_line(source: Path, kept: int, area: int) -> list[str]:
 
 
 def _decode_all(folder: Path, splits: list[list[str]], size: int | None, out: Path) -> None:
-    """Fill the cache `out`."""
-    look = survey(folder, headers(folder, sum(splits, [])))
-    size = size or usual_size(look.mode == "L", look.side)
-    broken = [_decode_split(folder, listed, look, size, out / f"{k}.npy") for k, listed in enumerate(splits)]
-    about = {"note": look.note, "lines": look.lines, "broken": broken}
+    """Fill the cache `out`: decoded as the set looks from some files, and again if from all it looks otherwise."""
+    look, seen = None, _guess(folder, sum(splits, []), size)
+    while look != seen:
+        look = seen
+        decoded = [_decode_split(folder, listed, look, out / f"{k}.npy") for k, listed in enumerate(splits)]
+        found = [one for split in decoded for one in split.values() if one]
+        headers_of_all = [one.header for one in found]
+        floats = any(header.mode == "F" for header in headers_of_all)
+        white = pixels.white_level(max(one.brightest for one in found), floats)
+        coloured = look.mode == "RGB" or any(one.coloured for one in found)
+        seen = _look(headers_of_all, coloured, white, size)
+    broken = [[file for file, one in split.items() if not one] for split in decoded]
+    about = {"note": _note(headers_of_all, look), "lines": _lines(folder, headers_of_all, look), "broken": broken}
     (out / "about.json").write_text(json.dumps(about))
 
 
-def usual_size(grey: bool, side: int) -> int:
-    """--image-size where it is not given."""
-    return 32 if grey or side < 64 else 64
-
-
-def _decode_split(folder: Path, listed: list[str], look: Survey, size: int, out: Path) -> list[str]:
-    """Write uint8 (N, C, size, size); the files that are broken, for which there is room at the end."""
-    shape = (len(listed), len(look.mode), size, size)
-    array = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
-    n, broken = 0, []
+def _decode_split(folder: Path, listed: list[str], look: Look, out: Path) -> dict[str, pixels.Decoded | None]:
+    """Write uint8 (N, C, size, size), what is left at the end for files that are broken; what else each file says."""
+    mode, size, white = look
+    array = np.lib.format.open_memmap(out, "w+", np.uint8, (len(listed), len(mode), size, size))
+    said, n = {}, 0
     with ThreadPool() as pool:  # Pillow decodes outside the GIL
-        decoded = pool.imap(lambda f: pixels.decode(folder / f, look.mode, size, look.white), listed, chunksize=16)
-        for file, image in zip(listed, progress(decoded, f"decoding {folder}", len(listed)), strict=True):
-            if image is None:
-                broken.append(file)
-            else:
-                array[n] = image.transpose(2, 0, 1)
+        results = pool.imap(lambda file: pixels.decode(folder / file, mode, size, white), listed, chunksize=16)
+        for file, decoded in zip(listed, progress(results, f"decoding {folder}", len(listed)), strict=True):
+            said[file] = decoded and decoded._replace(pixels=None)
+            if decoded:
+                array[n] = decoded.pixels.transpose(2, 0, 1)
                 n += 1
     if not n:
         raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
     array.flush()
-    return broken
+    return said
 
 
 class Folder(NamedTuple):

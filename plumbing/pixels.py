@@ -1,6 +1,5 @@
 """One image file as pixels: every format that Pillow reads, any mode, any depth, with or without transparency."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,31 +42,37 @@ def is_wide(mode: str) -> bool:
     return mode in ("I", "F") or mode.startswith("I;16")
 
 
+def _header(image: Image.Image) -> Header:
+    deep = not is_wide(image.mode) and ";16" in str(image.tile)
+    return Header(image.mode, *image.size, image.has_transparency_data, deep)
+
+
 def header(path: Path) -> Header | None:
     """None if the file is broken."""
     try:
         with Image.open(path) as image:
-            deep = image.mode != "I" and not is_wide(image.mode) and ";16" in str(image.tile)
-            return Header(image.mode, *image.size, image.has_transparency_data, deep)
+            return _header(image)
     except Exception:  # damaged files raise anything, and none of them may end the run
         return None
 
 
-def brightest(path: Path) -> tuple[float, bool]:
-    """(largest value, whether there are floats) of a file with more than 8 bits; (0, False) if it is broken."""
+def _brightest(image: Image.Image) -> float:
+    return float(np.nan_to_num(np.asarray(image), posinf=0.0).max())
+
+
+def brightest(path: Path) -> float:
+    """The largest value of a file with more than 8 bits; 0 if it is broken."""
     try:
         with Image.open(path) as image:
-            values = np.asarray(image)
-            return float(np.nan_to_num(values, posinf=0.0).max()), image.mode == "F"
+            return _brightest(image)
     except Exception:
-        return 0.0, False
+        return 0.0
 
 
-def white_level(found: Iterable[tuple[float, bool]]) -> float:
+def white_level(largest: float, floats: bool) -> float:
     """The value that is white in a set: 1 for floats that are not above it, else the least of 255, 4,095 (12 bits) and
     65,535 that holds the largest value seen, else that value.
     """
-    largest, floats = map(max, zip(*found, strict=True))
     if floats and largest <= 1:
         return 1.0
     return min(top for top in (255.0, 4095.0, 65535.0, max(largest, 65536.0)) if top >= largest)
@@ -112,16 +117,29 @@ def has_colour(path: Path) -> bool:
         return False
 
 
-def decode(path: Path, mode: str, size: int, white: float) -> np.ndarray | None:
-    """One file as uint8 (size, size, C), mode L or RGB: turned upright, on white, centre-cropped to a square, resized.
+class Decoded(NamedTuple):
+    """An image file, and what it says of its set."""
 
-    None if it is broken. `white`: see white_level.
+    pixels: np.ndarray  # uint8 (size, size, C)
+    header: Header
+    brightest: float  # the largest value where there are more than 8 bits, else 0
+    coloured: bool  # whether there is colour that mode L drops
+
+
+def decode(path: Path, mode: str, size: int, white: float) -> Decoded | None:
+    """One file in mode L or RGB: turned upright, on white, centre-cropped to a square, resized. None if it is broken.
+
+    white: see white_level.
     """
     try:
         with Image.open(path) as image:
-            image.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
-            image = flat(ImageOps.exif_transpose(image), white).convert(mode)
-            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
+            about = _header(image)
+            image.draft("L" if about.grey else "RGB", (size, size))  # a large JPEG is decoded at a fraction of its size
+            largest = _brightest(image) if about.wide else 0.0
+            image = flat(ImageOps.exif_transpose(image), white)
+            coloured = mode == "L" and not about.grey and is_coloured(np.asarray(image.convert("RGB")))
+            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
+            return Decoded(np.asarray(square).reshape(size, size, -1), about, largest, coloured)
     except Exception:
         return None
 
