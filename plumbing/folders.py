@@ -199,28 +199,28 @@ def usual_size(grey: bool, side: int) -> int:
     return 32 if grey or side < 64 else 64
 
 
-def _look(found: list[pixels.Header], coloured: bool, white: float, size: int | None) -> Look:
+def _look(found: Counter[pixels.Header], coloured: bool, white: float, size: int | None) -> Look:
     mode = "RGB" if coloured else "L"
-    side = statistics.median_low([min(header.width, header.height) for header in found] or [0])
+    side = statistics.median_low([min(header.width, header.height) for header in found.elements()] or [0])
     return Look(mode, size or usual_size(mode == "L", side), white)
 
 
 def _guess(folder: Path, listed: list[str], size: int | None) -> Look:
     """From 256 files."""
     found = headers(folder, listed[:: len(listed) // 256 + 1])
-    return _look(list(found.values()), _any_colour(folder, found), white_of(folder, found), size)
+    return _look(Counter(found.values()), _any_colour(folder, found), white_of(folder, found), size)
 
 
-def _note(found: list[pixels.Header], look: Look) -> str:
-    n_wide = sum(header.wide for header in found)
+def _note(found: Counter[pixels.Header], look: Look) -> str:
+    n_wide = sum(n for header, n in found.items() if header.wide)
     return f", {n_wide:,} of more than 8 bits: 0 ... {look.white:,.0f} is black ... white" if n_wide else ""
 
 
-def _lines(folder: Path, found: list[pixels.Header], look: Look) -> list[str]:
+def _lines(folder: Path, found: Counter[pixels.Header], look: Look) -> list[str]:
     """What else is to be said of a set."""
-    n_stored_in_colour = sum(not header.grey for header in found)
-    n_transparent = sum(header.transparent for header in found)
-    n_deep = sum(header.deep_colour for header in found)
+    n_stored_in_colour = sum(n for header, n in found.items() if not header.grey)
+    n_transparent = sum(n for header, n in found.items() if header.transparent)
+    n_deep = sum(n for header, n in found.items() if header.deep_colour)
     lines = []
     if look.mode == "L" and n_stored_in_colour:
         lines.append(f"{folder}: {n_stored_in_colour:,} files are stored in colour, but every pixel is grey")
@@ -228,8 +228,9 @@ def _lines(folder: Path, found: list[pixels.Header], look: Look) -> list[str]:
         lines.append(f"{folder}: {n_transparent:,} images have transparency, and are shown on white")
     if n_deep:
         lines.append(f"{folder}: {n_deep:,} images have more than 8 bits a colour, of which the upper 8 are read")
-    area = sum(header.width * header.height for header in found)
-    return lines + crop_line(folder, sum(min(header.width, header.height) ** 2 for header in found), area)
+    kept = sum(n * min(header.width, header.height) ** 2 for header, n in found.items())
+    area = sum(n * header.width * header.height for header, n in found.items())
+    return lines + crop_line(folder, kept, area)
 
 
 def crop_line(source: Path, kept: int, area: int) -> list[str]:
@@ -242,34 +243,39 @@ def _decode_all(folder: Path, splits: list[list[str]], size: int | None, out: Pa
     look, seen = None, _guess(folder, sum(splits, []), size)
     while look != seen:
         look = seen
-        decoded = [_decode_split(folder, listed, look, out / f"{k}.npy") for k, listed in enumerate(splits)]
-        found = [one for split in decoded for one in split.values() if one]
-        headers_of_all = [one.header for one in found]
-        floats = any(header.mode == "F" for header in headers_of_all)
-        white = pixels.white_level(max(one.brightest for one in found), floats)
-        coloured = look.mode == "RGB" or any(one.coloured for one in found)
-        seen = _look(headers_of_all, coloured, white, size)
-    broken = [[file for file, one in split.items() if not one] for split in decoded]
-    about = {"note": _note(headers_of_all, look), "lines": _lines(folder, headers_of_all, look), "broken": broken}
+        found, broken, largest, coloured = Counter(), [], 0.0, look.mode == "RGB"
+        for k, listed in enumerate(splits):
+            broken.append([])
+            for file, decoded in _decode_split(folder, listed, look, out / f"{k}.npy"):
+                if decoded:
+                    found[decoded.header] += 1
+                    largest = max(largest, decoded.brightest)
+                    coloured |= decoded.coloured
+                else:
+                    broken[k].append(file)
+            if len(broken[k]) == len(listed):
+                raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
+        floats = any(header.mode == "F" for header in found)
+        seen = _look(found, coloured, pixels.white_level(largest, floats), size)
+    about = {"note": _note(found, look), "lines": _lines(folder, found, look), "broken": broken}
     (out / "about.json").write_text(json.dumps(about))
 
 
-def _decode_split(folder: Path, listed: list[str], look: Look, out: Path) -> dict[str, pixels.Decoded | None]:
-    """Write uint8 (N, C, size, size), what is left at the end for files that are broken; what else each file says."""
+def _decode_split(
+    folder: Path, listed: list[str], look: Look, out: Path
+) -> Iterator[tuple[str, pixels.Decoded | None]]:
+    """Write uint8 (N, C, size, size), broken files leaving room at the end; yields each file and what became of it."""
     mode, size, white = look
     array = np.lib.format.open_memmap(out, "w+", np.uint8, (len(listed), len(mode), size, size))
-    said, n = {}, 0
+    n = 0
     with ThreadPool() as pool:  # Pillow decodes outside the GIL
         results = pool.imap(lambda file: pixels.decode(folder / file, mode, size, white), listed, chunksize=16)
         for file, decoded in zip(listed, progress(results, f"decoding {folder}", len(listed)), strict=True):
-            said[file] = decoded and decoded._replace(pixels=None)
             if decoded:
                 array[n] = decoded.pixels.transpose(2, 0, 1)
                 n += 1
-    if not n:
-        raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
+            yield file, decoded
     array.flush()
-    return said
 
 
 class Folder(NamedTuple):
