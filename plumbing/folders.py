@@ -74,9 +74,7 @@ def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]
         depth += 1
     tops = Counter(path[depth] if len(path) > depth + 1 else "" for path in paths)
     train = [name for name in sorted(tops) if name.lower() in TRAIN]
-    held_out = sorted(
-        (name for name in tops if name.lower() in HELD_OUT), key=lambda name: HELD_OUT.index(name.lower())
-    )
+    held_out = [name for known in HELD_OUT for name in sorted(tops) if name.lower() == known]
     if len(held_out) > 1 and len(held_out) == len(tops):
         raise DataError(f"there are {' and '.join(held_out)}, but there is no folder train: name one of them")
     chosen = [""]
