@@ -25,10 +25,10 @@ import math
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,9 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     top_p_help = "and from the likeliest that make up this probability"
     add("--top-p", type=common.number(float, 0, above=True, below=1), help=top_p_help)
     add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
-    return common.parse_args(p, argv)
+    for_generate = ("start", "n_chars", "n_samples", "temperature", "top_k", "top_p")
+    used_in = dict.fromkeys(for_generate, ("generate",)) | {"early_stopping": ("train",)}
+    return common.parse_args(p, argv, used_in)
 
 
 def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
@@ -161,12 +163,23 @@ class Text(NamedTuple):
         return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
 
 
-def load_text(source: str | None, data_dir: str, min_count: int, held_out: float, encoding: str | None = None) -> Text:
-    """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had."""
+def load_text(
+    source: str | None,
+    data_dir: str,
+    min_count: int,
+    held_out: float,
+    encoding: str | None = None,
+    alphabet: str | None = None,
+) -> Text:
+    """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had.
+
+    alphabet: characters, in the order of their indices, beside which all are removed; None are those of the text.
+    """
     text, source, note = texts.read_usual(source, data_dir, encoding)
-    rare = {c: n for c, n in texts.char_counts(text).items() if n < min_count}
+    counts = texts.char_counts(text)
+    rare = {c: n for c, n in counts.items() if n < min_count or c not in (alphabet or counts)}
     text, _ = remove_chars(text, list(rare))
-    char_to_idx, _ = char_maps(text)
+    char_to_idx, _ = char_maps(alphabet or text)
     chars = "".join(char_to_idx)
     if len(chars) < 2:
         common.fail(f"--data {source}: {len(text):,} characters, {len(chars)} of them distinct: nothing to learn")
@@ -267,6 +280,12 @@ class GRULayer(nn.Module):
         W_x, b, U_zr, U_g = self.fused(dtype)
         # The inputs' share of all steps in one product; a one-hot row times a matrix is a row of it.
         a = F.linear(x.to(dtype), W_x.t(), b) if x.ndim == 3 else F.embedding(x, W_x + b)  # (S, B, 3H)
+        if torch.jit.is_tracing():  # TorchScript has no functions with a backward pass of their own
+            states = []
+            for a_t in a:
+                h = gru_step(a_t, h, U_zr, U_g)[0]
+                states.append(h)
+            return torch.stack(states).to(a.dtype), h
         return GRUSequence.apply(a, h, U_zr, U_g)
 
 
@@ -295,11 +314,12 @@ class MultilayerGRU(nn.Module):
             if self.training and self.dropout:  # F.dropout draws its mask 4 times slower on a CPU
                 u = torch.rand(x.shape, device=x.device)
                 x = x * ((u >= self.dropout).to(x.dtype) / (1 - self.dropout))
-        return F.linear(x, self.W_hy.t(), self.b_y).transpose(0, 1), torch.stack(last, 1)
+        scores = F.linear(x, self.W_hy.t(), self.b_y)  # (S, B, O)
+        return scores.transpose(0, 1).contiguous(), torch.stack(last, 1)
 
 
 class OneStep:
-    """A trained model for one character at a time: index (B,), hidden (B, L, H) -> scores (B, O), hidden."""
+    """A trained model for one character at a time: index (B,), hidden (B, L, H) or None -> scores (B, O), hidden."""
 
     def __init__(self, model: MultilayerGRU) -> None:
         weights = [layer.fused(model.W_hy.dtype) for layer in model.layers]
@@ -307,13 +327,27 @@ class OneStep:
         self.layers = [[w.detach() for w in layer] for layer in weights]
         self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
 
-    def __call__(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         last = []
+        if hidden is None:
+            hidden = self.W_hy.new_zeros(len(x), len(self.layers), len(self.W_hy))
         for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
             a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
             h = gru_step(a, hidden[:, k], U_zr, U_g)[0]
             last.append(h)
         return torch.addmm(self.b_y, h, self.W_hy), torch.stack(last, 1)
+
+
+def one_step(model: nn.Module, n_chars: int) -> Callable:
+    """The same of any model with forward((B, S, V) one-hot floats, hidden) -> ((B, S, O) scores, hidden)."""
+    if isinstance(model, MultilayerGRU):
+        return OneStep(model)
+
+    def step(x: Tensor, hidden: Any) -> tuple[Tensor, Any]:
+        scores, hidden = model(F.one_hot(x, n_chars).float()[:, None], hidden)
+        return scores[:, -1], hidden
+
+    return step
 
 
 def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
@@ -341,11 +375,15 @@ def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None)
 
 @torch.inference_mode()
 def continuation(
-    model: MultilayerGRU, start: list[int], temperature: float, top_k: int | None = None, top_p: float | None = None
+    step: Callable,
+    start: list[int],
+    device: torch.device,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Iterator[int]:
-    """Draw what follows the indices `start`, one index at a time, without end."""
-    step, device = OneStep(model), model.W_hy.device
-    hidden = torch.zeros(1, model.n_layers, model.h_dim, device=device)
+    """Draw what follows the indices `start`, one index at a time, without end; step: of one_step()."""
+    hidden = None
     for i in start:
         scores, hidden = step(torch.tensor([i], device=device), hidden)
     while True:
@@ -357,12 +395,19 @@ def continuation(
         scores, hidden = step(x, hidden)
 
 
-def generate_from_model(model: MultilayerGRU, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
-    """start_sequence and what the model goes on with, n_chars in all; char_maps is (char_to_idx, idx_to_char)."""
+def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
+    """start_sequence and what the model goes on with, n_chars in all; char_maps is (char_to_idx, idx_to_char).
+
+    model: MultilayerGRU, or any with forward(one-hot floats (1, S, V), hidden or None) -> (scores (1, S, V), hidden).
+    Raises ValueError for an empty start, AssertionError (the course's) for one that leaves nothing to generate.
+    """
     char_to_idx, idx_to_char = char_maps
     if not start_sequence:
         raise ValueError("start_sequence is empty: the first character is given, not drawn")
-    drawn = continuation(model, [char_to_idx[c] for c in start_sequence], T)
+    if len(start_sequence) >= n_chars:
+        raise AssertionError(f"start_sequence has {len(start_sequence)} characters: n_chars {n_chars} must be larger")
+    step, device = one_step(model, len(char_to_idx)), next(model.parameters()).device
+    drawn = continuation(step, [char_to_idx[c] for c in start_sequence], device, T)
     return start_sequence + "".join(idx_to_char[next(drawn)] for _ in range(n_chars - len(start_sequence)))
 
 
@@ -415,15 +460,17 @@ def out_of_patience(args: Namespace, state: dict) -> bool:
 
 
 def train(args: Namespace, device: torch.device) -> None:
-    text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding)
+    begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
+    text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
     if len(ids) < need:
         batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"
         common.fail(f"{len(ids):,} characters to train on; {batch}")
 
-    numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
+    h_dim, n_layers = begun.get("h_dim", args.h_dim), begun.get("n_layers", args.n_layers)
+    numbers = {"h_dim": h_dim, "n_layers": n_layers, "dropout": args.dropout, "chars": text.chars}
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
-    model = build(numbers).to(device)
+    model = build(begun | numbers).to(device)
     averaged = AveragedModel(model, multi_avg_fn=partial(common.average, args.ema))
     best = copy.deepcopy(averaged.module)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
@@ -433,7 +480,7 @@ def train(args: Namespace, device: torch.device) -> None:
         schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
-    variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
+    variant = f"char_rnn-{text.name}-{n_layers}x{h_dim}"
     weights = {"char_rnn.pth": (averaged.module, numbers)}  # the latest, until there is a best
     run = run_folder.Run(args, variant, text, objects | {"state": state}, weights)
     if state["measured"]:
@@ -501,7 +548,8 @@ def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
     begun = [char_to_idx[c] for c in start]
     for k in range(args.n_samples):
         yield "\n" * (k > 0) + start
-        drawn = continuation(model, begun, args.temperature, args.top_k, args.top_p)
+        step, device = OneStep(model), model.W_hy.device
+        drawn = continuation(step, begun, device, args.temperature, args.top_k, args.top_p)
         for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
             yield idx_to_char[i]
         yield "\n"
@@ -524,19 +572,23 @@ def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({scored})")
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    device = common.setup(args)
-    if not (args.generate or args.score):
-        train(args, device)
-        return
-
+def use(args: Namespace, device: torch.device) -> None:
+    """What is done with trained weights."""
     numbers, _ = common.find_weights("char_rnn", "char_rnn.pth", args)
     model = build(numbers).to(device).eval()
     if args.generate:
         texts.print_as_it_comes(written(args, model, numbers["chars"]))
-    if args.score:
+    if args.score is not None:
         score(args, model, numbers["chars"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    with common.running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import shutil
-import socket
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +22,14 @@ import torchvision
 from torch import Tensor, nn
 
 from plumbing import files, hardware, ranks
-from plumbing.ending import fail, last_words
 from plumbing.flags import Parser, largest, number
+from plumbing.process import fail, running  # noqa: F401
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
-BESIDE = ("given", "science", "largest")  # what parse_args adds to the flags
+BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
+VERBS = ("generate", "eval", "interpolate", "export", "encode", "score", "features")  # instead of training
+ONLY_TRAINING = ("steps", "fresh", "compile", "log_every", "save_every", "sample_every")
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
@@ -60,11 +61,12 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     return p
 
 
-def parse_args(p: Parser, argv: list[str] | None) -> argparse.Namespace:
+def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, ...]]) -> argparse.Namespace:
     """p.parse_args, with --bf16 resolved for this machine.
 
+    used_in: where alone a flag does something, "train" or verbs such as "generate"; elsewhere it is refused.
     Besides the flags the result holds `given`, those that really stand on the command line, `science`, the names of
-    those that decide what is learned, and `largest`, the one to blame when memory does not suffice.
+    those that decide what is learned, `largest`, the one to blame when memory does not suffice, and `training`.
     """
     args = p.parse_args(argv)
     if args.data == "":
@@ -75,29 +77,16 @@ def parse_args(p: Parser, argv: list[str] | None) -> argparse.Namespace:
     for action in p._actions:
         action.default = argparse.SUPPRESS
     given = vars(p.parse_args(argv))
+    modes = {verb for verb in VERBS if verb in given} or {"train"}
+    for name, places in (dict.fromkeys(ONLY_TRAINING, ("train",)) | used_in).items():
+        if name in given and not modes & set(places):
+            with_what = " or ".join("training" if place == "train" else f"--{place}" for place in places)
+            p.error(f"--{name.replace('_', '-')} goes with {with_what}")
 
     if args.bf16 is None:
         args.bf16 = hardware.has_bf16(args.device)
-    return argparse.Namespace(**vars(args), given=given, science=science, largest=to_blame)
-
-
-def setup(args: argparse.Namespace) -> torch.device:
-    """Join the other ranks, seed torch, and hand back the device that the flags mean."""
-    device = torch.device(args.device)
-    try:
-        ranks.join(device)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: the others cannot be reached
-        fail(error)
-    sys.excepthook = partial(last_words, largest=getattr(args, "largest", "--batch-size"))
-    if device.type == "mps":
-        said = "device mps: nobody has run these scripts on a Mac yet; --device cpu takes what is tested"
-        files.say(said, sys.stderr)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what the next line needs
-    torch.use_deterministic_algorithms(getattr(args, "deterministic", False), warn_only=True)  # names those that stay
-    hardware.keep_freed_memory()
-    socket.setdefaulttimeout(30)  # seconds, so that no download hangs
-    torch.manual_seed(args.seed)
-    return device
+    beside = {"given": given, "science": science, "largest": to_blame, "training": modes == {"train"}}
+    return argparse.Namespace(**vars(args), **beside)
 
 
 def compiled(function: Callable, wanted: bool) -> Callable:
@@ -234,6 +223,35 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
             return state, path
         best = f" fit these flags: {path} has {', '.join(differ)}"
     fail(f"no trained weights{best}; train first, or name some with --weights")
+
+
+def begin_with(script: str, name: str, args: argparse.Namespace, shape: tuple[str, ...]) -> dict[str, Any]:
+    """What the weights file that --weights names holds, for a training that begins with it; nothing without the flag.
+
+    shape: the numbers that decide the network, which flags may not contradict.
+    """
+    if not args.weights:
+        return {}
+    path = Path(args.weights)
+    state = load(path if path.is_file() else path / name, (script,), "trained_on")
+    differ = [f"--{k.replace('_', '-')} {args.given[k]}" for k in shape if args.given.get(k, state[k]) != state[k]]
+    if differ:
+        fail(f"{', '.join(differ)}: other than in --weights {path}, whose network this training takes over")
+    files.say(f"begins with the weights of {path}, step {state['step']}, made from {state['trained_on']}")
+    return state
+
+
+def load_beside(D: nn.Module, script: str, args: argparse.Namespace) -> None:
+    """Into D the discriminator.pth beside the generator that --weights names; a line where there is none."""
+    named = Path(args.weights)
+    path = (named.parent if named.is_file() else named) / "discriminator.pth"
+    if not path.exists():
+        files.say(f"there is no {path}: D begins untrained")
+        return
+    try:
+        D.load_state_dict(load(path, (script,), "trained_on")["state_dict"])
+    except (KeyError, RuntimeError) as error:
+        no_model(error)
 
 
 def output_folder(args: argparse.Namespace, weights: Path) -> Path:

@@ -55,7 +55,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
     real = common.number(float, 0, below=1)
-    add("--label-smoothing", type=real, default=0.1, help="D's label of data is 1 less this (1606.03498, 3.4)")
+    smoothing_help = "D's label of data is 1 less this (1606.03498, 3.4; default: 0.1 for --loss gan, else 0)"
+    add("--label-smoothing", type=real, help=smoothing_help)
     add("--label-noise", type=real, default=0.0, help="width of the uniform noise on D's labels (Chintala's ganhacks)")
     noise_help = "σ of the Gaussian noise on D's inputs at the start, falling to 0 (1610.04490)"
     add("--instance-noise", type=common.number(float, 0, below=10), default=0.2, help=noise_help)
@@ -70,7 +71,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
     add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
-    return common.parse_args(p, argv)
+    return common.parse_args(p, argv, {"n": ("generate",)})
 
 
 def start_small(m: nn.Module) -> None:
@@ -204,12 +205,12 @@ def hinge_generator_loss(y_generated: Tensor) -> Tensor:
     return -y_generated.mean()
 
 
-def game(args: Namespace) -> tuple[Callable, Callable]:
-    """The losses of D and of G that the flags mean."""
-    if args.loss == "hinge":
+def game(loss: str, label_noise: float, label_smoothing: float) -> tuple[Callable, Callable]:
+    """The losses of D and of G."""
+    if loss == "hinge":
         return hinge_discriminator_loss, hinge_generator_loss
-    error = {"gan": cross_entropy, "lsgan": squared_error}[args.loss]
-    tricks = {"label_noise": args.label_noise, "label_smoothing": args.label_smoothing}
+    error = {"gan": cross_entropy, "lsgan": squared_error}[loss]
+    tricks = {"label_noise": label_noise, "label_smoothing": label_smoothing}
     d_loss_fn = partial(discriminator_loss_fn, data_label=1, error=error, **tricks)
     return d_loss_fn, partial(generator_loss_fn, data_label=1, error=error)
 
@@ -253,10 +254,30 @@ def update(
 
 
 def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
-    """update() of this file's models, as the Technion homework has it: (D's loss, G's loss) as floats."""
-    losses, optimizers = (dsc_loss_fn, gen_loss_fn), (dsc_optimizer, gen_optimizer)
-    d_loss, g_loss, *_ = update(dsc_model, gen_model, *losses, *optimizers, x_data, gen_model.noise)
-    return d_loss.item(), g_loss.item()
+    """update() as the Technion homework has it, for any G with sample(n, with_grad): (D's loss, G's loss) as floats."""
+    x_fake = gen_model.sample(len(x_data), with_grad=False)
+    dsc_loss = dsc_loss_fn(dsc_model(x_data), dsc_model(x_fake))
+    dsc_optimizer.zero_grad()
+    dsc_loss.backward()
+    dsc_optimizer.step()
+
+    with ranks.frozen(dsc_model):
+        gen_loss = gen_loss_fn(dsc_model(gen_model.sample(len(x_data), with_grad=True)))
+    gen_optimizer.zero_grad()
+    gen_loss.backward()
+    gen_optimizer.step()
+    return dsc_loss.item(), gen_loss.item()
+
+
+def save_checkpoint(gen_model, dsc_losses, gen_losses, checkpoint_file) -> bool:  # noqa: ARG001
+    """Technion: keep G, whole, in checkpoint_file.pt if its last loss is the lowest so far; returns whether it was.
+
+    G's loss is lowest where D takes most samples for data. It is no measure of quality: train() goes by the FD.
+    """
+    if gen_losses[-1] > min(gen_losses):
+        return False
+    torch.save(gen_model, f"{checkpoint_file}.pt")
+    return True
 
 
 def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
@@ -347,18 +368,29 @@ def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
 def train(args: Namespace, device: torch.device) -> None:
     import fid
 
-    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
+    begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
+    data = images.load_images(args.data, "cifar10", args.data_dir, begun.get("image_size", args.image_size))
     if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
         common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
     channels, image_size = data.train.shape[1:3]
-    hidden_dim = args.hidden_dim or (16 if channels == 1 else 64)
+    if begun.get("channels", channels) != channels:
+        common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
+    hidden_dim = begun.get("hidden_dim", args.hidden_dim) or (16 if channels == 1 else 64)
+    latent_dim = begun.get("latent_dim", args.latent_dim)
+    spectral_norm = begun.get("spectral_norm", args.spectral_norm)
     flip = channels == 3 if args.flip is None else args.flip
-    numbers = {"latent_dim": args.latent_dim, "hidden_dim": hidden_dim, "channels": channels}
-    numbers |= {"image_size": image_size, "spectral_norm": args.spectral_norm, "loss": args.loss, "flip": flip}
+    label_smoothing = args.label_smoothing
+    if label_smoothing is None:  # least squares have no probabilities to soften
+        label_smoothing = 0.1 if args.loss == "gan" else 0.0
+    numbers = {"latent_dim": latent_dim, "hidden_dim": hidden_dim, "channels": channels}
+    numbers |= {"image_size": image_size, "spectral_norm": spectral_norm, "loss": args.loss, "flip": flip}
+    numbers |= {"label_smoothing": label_smoothing}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
-    G, D = build(numbers).to(device), build(numbers, Discriminator).to(device)
-    d_loss_fn, g_loss_fn = game(args)
+    G, D = build(begun | numbers).to(device), build(numbers, Discriminator).to(device)
+    if begun:
+        common.load_beside(D, "dcgan", args)
+    d_loss_fn, g_loss_fn = game(args.loss, args.label_noise, label_smoothing)
     probability = torch.sigmoid if args.loss == "gan" else nn.Identity()
     adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.999), fused=device.type != "mps")
     G_optimizer, D_optimizer = adam(G.parameters()), adam(D.parameters())
@@ -368,7 +400,7 @@ def train(args: Namespace, device: torch.device) -> None:
         averaged = AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
         objects["averaged"], shown_G = averaged, averaged.module
 
-    variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if args.spectral_norm else "")
+    variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if spectral_norm else "")
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
@@ -404,8 +436,8 @@ def train(args: Namespace, device: torch.device) -> None:
             run.add("after G's step", d_g_z=probability(logits_after).mean())
         if sampled:
             run.check()
-            z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(0))
-            common.save_grid(show(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
+            z = torch.randn(64, latent_dim, generator=torch.Generator().manual_seed(0))
+            run.save_grid("samples", show(shown_G, z))
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             warn_if_collapsed(run, seen)
@@ -435,22 +467,17 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
 def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
     from plumbing.export import export
 
-    export(G.cpu(), torch.randn(3, G.z_dim), folder / "DCGAN_model_G.pth")
+    export(G.cpu(), torch.randn(3, G.z_dim), folder / "DCGAN_model_G.pth", "z ~ N(0, I) -> images in [-1, 1]")
     if not discriminator.exists():
         common.fail(f"{discriminator.parent} holds no discriminator.pth: only the generator was exported")
     numbers = common.load(discriminator, ("dcgan",), "trained_on")
     D = build(numbers, Discriminator).eval()
     x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-    export(D, 2 * x - 1, folder / "DCGAN_model_D.pth")
+    export(D, 2 * x - 1, folder / "DCGAN_model_D.pth", "images in [-1, 1] -> logits, above 0 for data")
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    device = common.setup(args)
-    if not (args.generate or args.interpolate or args.eval or args.export):
-        train(args, device)
-        return
-
+def use(args: Namespace, device: torch.device) -> None:
+    """What is done with trained weights."""
     numbers, path = common.find_weights("dcgan", "generator.pth", args)
     folder = common.output_folder(args, path)
     G = build(numbers).to(device).eval()
@@ -467,6 +494,15 @@ def main(argv: list[str] | None = None) -> None:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
         export_both(G, path.with_name("discriminator.pth"), folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    with common.running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)
 
 
 if __name__ == "__main__":

@@ -464,12 +464,12 @@ def report(results: dict, draw: Draw, data: images.ImageData, args: argparse.Nam
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
-    device = common.setup(args)
-    ranks.leave()  # one process is enough
-    try:
-        result = compare(args, device)
-    except (ValueError, OSError, images.DataError) as error:
-        common.fail(error)
+    with common.running(args) as device:
+        ranks.leave()  # one process is enough
+        try:
+            result = compare(args, device)
+        except (ValueError, OSError, images.DataError) as error:
+            common.fail(error)
     if args.json:
         print(json.dumps(result))
     elif args.generated:

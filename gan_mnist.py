@@ -45,7 +45,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    return common.parse_args(p, argv)
+    return common.parse_args(p, argv, {"n": ("generate",)})
 
 
 def _seed(seed: int | None) -> None:
@@ -60,9 +60,10 @@ def sample_noise(batch_size: int, dim: int, seed: int | None = None) -> Tensor:
 
 
 def discriminator(seed: int | None = None) -> nn.Sequential:
-    """Dense D: images (B, 784) -> scores (B, 1)."""
+    """Dense D: images (B, 784) or (B, 1, 28, 28) -> scores (B, 1)."""
     _seed(seed)
     return nn.Sequential(
+        nn.Flatten(),
         nn.Linear(784, 256),
         nn.LeakyReLU(0.01),
         nn.Linear(256, 256),
@@ -71,7 +72,7 @@ def discriminator(seed: int | None = None) -> nn.Sequential:
     )
 
 
-def generator(noise_dim: int = 4, seed: int | None = None) -> nn.Sequential:
+def generator(noise_dim: int = 96, seed: int | None = None) -> nn.Sequential:
     """Dense G: z (B, noise_dim) -> images (B, 784) in [−1, 1]."""
     _seed(seed)
     return nn.Sequential(
@@ -85,9 +86,10 @@ def generator(noise_dim: int = 4, seed: int | None = None) -> nn.Sequential:
 
 
 def build_dc_classifier(batch_size: int = 128, seed: int | None = None) -> nn.Sequential:  # noqa: ARG001
-    """Convolutional D: images (B, 784) -> scores (B, 1). Any batch size will do; the course's signature names one."""
+    """Convolutional D: images (B, 784) or (B, 1, 28, 28) -> scores (B, 1). Any batch size will do."""
     _seed(seed)
     return nn.Sequential(
+        nn.Flatten(),
         nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 32, 5),  # (B, 32, 24, 24)
         nn.LeakyReLU(0.01),
@@ -102,7 +104,7 @@ def build_dc_classifier(batch_size: int = 128, seed: int | None = None) -> nn.Se
     )
 
 
-def build_dc_generator(noise_dim: int = 4, seed: int | None = None) -> nn.Sequential:
+def build_dc_generator(noise_dim: int = 96, seed: int | None = None) -> nn.Sequential:
     """Convolutional G: z (B, noise_dim) -> images (B, 784) in [−1, 1]."""
     _seed(seed)
     return nn.Sequential(
@@ -216,16 +218,20 @@ def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object
 def train(args: Namespace, device: torch.device) -> None:
     import fid
 
+    begun = common.begin_with("gan_mnist", "generator.pth", args, ("arch", "noise_dim"))
     data = images.load_images(args.data, "mnist", args.data_dir, 28)
     if data.train.shape[1] != 1:
         common.fail(f"{data} is in colour; gan_mnist.py is made for grey images, dcgan.py for colour")
-    if args.arch == "conv" and args.batch_size == 1:
+    arch, noise_dim = begun.get("arch", args.arch), begun.get("noise_dim", args.noise_dim)
+    if arch == "conv" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch conv needs at least 2 images")
-    numbers = {"loss": args.loss, "arch": args.arch, "noise_dim": args.noise_dim, "image_size": 28}
+    numbers = {"loss": args.loss, "arch": arch, "noise_dim": noise_dim, "image_size": 28}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
-    G = build(numbers).to(device)
-    D = DISCRIMINATORS[args.arch]().to(device, memory_format=torch.channels_last)
+    G = build(begun | numbers).to(device)
+    D = DISCRIMINATORS[arch]().to(device, memory_format=torch.channels_last)
+    if begun:
+        common.load_beside(D, "gan_mnist", args)
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
     G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
@@ -234,7 +240,7 @@ def train(args: Namespace, device: torch.device) -> None:
         averaged = AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
         objects["averaged"], shown_G = averaged, averaged.module
 
-    variant = f"gan_mnist-{data.name}-{args.loss}-{args.arch}"
+    variant = f"gan_mnist-{data.name}-{args.loss}-{arch}"
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
@@ -252,7 +258,7 @@ def train(args: Namespace, device: torch.device) -> None:
         x = x.to(device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
         # (1) update D: on data and on samples that no gradient goes through
-        z = sample_noise(len(x), args.noise_dim).to(device)
+        z = sample_noise(len(x), noise_dim).to(device)
         with autocast:
             with torch.no_grad():
                 x_fake = fast_G(z)
@@ -263,7 +269,7 @@ def train(args: Namespace, device: torch.device) -> None:
         D_optimizer.step()
 
         # (2) update G: through D, whose weights need no gradient now
-        z = sample_noise(len(x), args.noise_dim).to(device)
+        z = sample_noise(len(x), noise_dim).to(device)
         if logged:
             run.add("before G's step", d_g_z=mean_d_g_z(D, G, z, probability))
         with ranks.frozen(fast_D), autocast:
@@ -279,8 +285,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if sampled:
-            z = sample_noise(64, args.noise_dim, seed=0)
-            common.save_grid(sample(shown_G, z), run.folder / f"samples/step_{step:07d}.png")
+            z = sample_noise(64, noise_dim, seed=0)
+            run.save_grid("samples", sample(shown_G, z))
             seen = measure(shown_G, run, judges if step == args.steps else on_the_way)
         if logged or sampled:
             run.log()
@@ -293,13 +299,8 @@ def train(args: Namespace, device: torch.device) -> None:
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    device = common.setup(args)
-    if not (args.generate or args.eval):
-        train(args, device)
-        return
-
+def use(args: Namespace, device: torch.device) -> None:
+    """What is done with trained weights."""
     numbers, path = common.find_weights("gan_mnist", "generator.pth", args)
     folder = common.output_folder(args, path)
     G = build(numbers).to(device)
@@ -312,6 +313,15 @@ def main(argv: list[str] | None = None) -> None:
         seen = fid.measured(samples, fid.judges(data, args.data_dir, device))
         results = fid.report(seen, samples, data, args, path)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    with common.running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)
 
 
 if __name__ == "__main__":

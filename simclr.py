@@ -20,19 +20,17 @@ Measured on CIFAR-10's test images: linear 65.5%, kNN 55.6% (raw pixels 41.3%, 3
 
 import hashlib
 import math
-import os
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import files, images, pixels, plots, ranks, run_folder
+from plumbing import described, files, images, pixels, plots, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -50,7 +48,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
     add("--eval", action="store_true", help="do not train: evaluate a run")
     add("--features", metavar="FILE.npz", help="do not train: write the features h of the images of --data")
-    return common.parse_args(p, argv)
+    add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
+    return common.parse_args(p, argv, {"labels": ("train", "eval")})
 
 
 # Augmentation (section 3): on whole batches, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
@@ -199,8 +198,8 @@ def build(numbers: dict) -> Model:
 
 
 def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
-    """Cosine of two vectors (D,)."""
-    return F.normalize(z_i, dim=0) @ F.normalize(z_j, dim=0)
+    """Cosine of two vectors, (D,) or (1, D)."""
+    return F.normalize(z_i.flatten(), dim=0) @ F.normalize(z_j.flatten(), dim=0)
 
 
 def simclr_loss_naive(out_left: Tensor, out_right: Tensor, tau: float) -> Tensor:
@@ -374,43 +373,54 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     return results
 
 
-def write_features(model: Model, numbers: dict, args: Namespace) -> None:
-    """h of every image of --data: an .npz with `features` (N, width), `labels`, and the files' `names`."""
-    source, out, device = args.data or numbers["data"], Path(args.features), torch.device(args.device)
-    if out.suffix != ".npz" or out.exists() or not os.access(out.parent, os.W_OK):
-        common.fail(f"--features {out}: a new file.npz in a folder that can be written to is needed")
-    h, labels, names = [], [], []
-    converts = False
-    for x, some_labels, some_names in images.labelled(source, args.data_dir, numbers["image_size"]):
-        if len(set(numbers["mean"])) == 1 and x.shape[1] == 3:  # the encoder has seen no colour
-            x, converts = pixels.luma(x), True
-        h.append(represent(model.f, x, numbers, device, args.bf16).cpu().numpy())
-        labels += some_labels
-        names += some_names
-    arrays = {"features": np.concatenate(h), "labels": np.array(labels), "names": np.array(names)}
-    files.write_whole(out, lambda file: np.savez(file, **arrays))
-    grey = ", in grey, as the encoder was trained on" * converts
-    print(f"{out}: features {arrays['features'].shape} of {source}{grey}")
+def channels_seen(numbers: dict) -> int:
+    """1 for an encoder that was trained on grey images, whose channels have one mean."""
+    return 1 if len(set(numbers["mean"])) == 1 else 3
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, S, S) in [0, 1] -> h (B, width), of length 1: what --export writes."""
+
+    def __init__(self, f: nn.Module, numbers: dict) -> None:
+        super().__init__()
+        self.f = f
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(numbers[name]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.f((x - self.mean) / self.std), dim=1)
+
+
+def export_encoder(model: Model, numbers: dict, folder: Path) -> None:
+    """f with its normalisation as TorchScript and torch.export archive, and its weights under torchvision's names."""
+    from plumbing.export import export, export_resnet
+
+    x = torch.rand(3, 3, numbers["image_size"], numbers["image_size"])
+    ranges = "images (B, 3, S, S) in [0, 1] -> h, of length 1"
+    export(Encoder(model.f, numbers), x, folder / "SimCLR_encoder.pth", ranges)
+    export_resnet(model.f, numbers["encoder"], ("maxpool",), folder / f"{numbers['encoder']}.pth")
 
 
 def train(args: Namespace, device: torch.device) -> None:
-    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
+    begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
+    data = images.load_images(args.data, "cifar10", args.data_dir, begun.get("image_size", args.image_size))
     if not 2 <= args.batch_size <= len(data.train):
         few = f"at least 2, and not more than the {len(data.train)} training images"
         common.fail(f"--batch-size {args.batch_size}: {few}")
     image_size = data.train.shape[-1]
     every = max(1, image_size // 32)
     some = data.train[:5000, :, ::every, ::every].float() / 255
-    numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": image_size, "tau": args.tau}
-    numbers["mean"] = some.mean((0, 2, 3)).expand(3).tolist()
-    numbers["std"] = some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist()
+    encoder, feature_dim = begun.get("encoder", args.encoder), begun.get("feature_dim", args.feature_dim)
+    numbers = {"encoder": encoder, "feature_dim": feature_dim, "image_size": image_size, "tau": args.tau}
+    numbers["mean"] = begun.get("mean", some.mean((0, 2, 3)).expand(3).tolist())
+    numbers["std"] = begun.get("std", some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist())
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
-    model = build(numbers).to(device)
+    model = build(begun | numbers).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, args.momentum, weight_decay=args.weight_decay)
     state = run_folder.State(steps=args.steps)
     objects = {"model": model, "optimizer": optimizer, "state": state}
-    variant = f"simclr-{data.name}-{args.encoder}-tau{args.tau:g}-batch{args.batch_size}"
+    variant = f"simclr-{data.name}-{encoder}-tau{args.tau:g}-batch{args.batch_size}"
     run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
     if run.finished():
         return
@@ -449,29 +459,45 @@ def train(args: Namespace, device: torch.device) -> None:
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    device = common.setup(args)
-    if not args.eval and args.features is None:
-        train(args, device)
-        return
+def data_to_judge(numbers: dict, folder: Path, args: Namespace) -> tuple[images.ImageData, Path]:
+    """(held-out images of the set that the encoder is from, or of the one that --data names; the results' folder)."""
+    data = images.load_images(args.data or numbers["data"], "", args.data_dir, numbers["image_size"])
+    if numbers["trained_on"].startswith(str(data)):
+        return data, folder
+    files.say(f"evaluated on {data}, where the encoder is from {numbers['trained_on']}")
+    folder = folder / f"eval-{data.name}"
+    folder.mkdir(exist_ok=True)
+    train, test = (pixels.with_channels(x, channels_seen(numbers)) for x in (data.train, data.test))
+    return data._replace(train=train, test=test), folder
 
-    numbers, path = common.find_weights("simclr", "simclr.pth", args, any_data=not args.eval)
+
+def use(args: Namespace, device: torch.device) -> None:
+    """What is done with trained weights."""
+    numbers, path = common.find_weights("simclr", "simclr.pth", args, any_data=True)
     missing = {"state_dict", "mean", "std", "image_size", "data", "step"} - numbers.keys()
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
     model = build(numbers).to(device)
-    if args.eval:
-        folder = common.output_folder(args, path)
     if args.features is not None:
-        try:
-            write_features(model, numbers, args)
-        except (images.DataError, OSError) as error:
-            common.fail(error)
+        source, folder = args.data or numbers["data"], common.output_folder(args, path) if args.out else None
+        shape = numbers["image_size"], channels_seen(numbers)
+        h = lambda x: {"features": represent(model.f, x, numbers, device, args.bf16)}
+        described.write(args.features, folder, source, args.data_dir, *shape, h)
     if args.eval:
-        data = images.load_again(args.data, args.data_dir, numbers)
+        data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
         results = look_inside(model, data, numbers, folder, args)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data))
+    if args.export:
+        export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    with common.running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)
 
 
 if __name__ == "__main__":

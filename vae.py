@@ -25,13 +25,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-from plumbing import files, images, plots, ranks, run_folder
+from plumbing import described, files, images, pixels, plots, ranks, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 
@@ -49,10 +50,13 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
-    add("--interpolate", action="store_true", help="do not train: draw interpolation.png")
+    between_help = "do not train: draw interpolation.png, between two image files or held-out images"
+    add("--interpolate", nargs="*", metavar="FILE", help=between_help)
+    codes_help = "do not train: write mu, log_sigma2 and the ELBO of each image of --data"
+    add("--encode", metavar="FILE.npz", help=codes_help)
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    return common.parse_args(p, argv)
+    return common.parse_args(p, argv, {"n": ("generate",)})
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -63,11 +67,20 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
+def check_width(channels: int) -> None:
+    if channels < 8 or channels % 8:
+        raise ValueError(f"the four stages have 1/8, 1/4, 1/2 and all of the channels: 8 must divide {channels}")
+
+
 class EncoderCNN(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm."""
+    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm.
+
+    Raises ValueError for out_channels that 8 does not divide.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        check_width(out_channels)
 
         def stage(i: int, o: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
@@ -89,6 +102,7 @@ class DecoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        check_width(in_channels)
 
         def stage(i: int, o: int) -> nn.Module:
             return nn.Sequential(ConvTranspose2d(i, o, 4, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
@@ -105,6 +119,27 @@ class DecoderCNN(nn.Module):
         return self.cnn(h)
 
 
+def full(x: Tensor) -> Tensor:
+    """What autocast has left in bfloat16 as float32, what follows being sums and exponentials."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def place(net: nn.Module) -> dict:
+    """Device and dtype of its parameters."""
+    parameter = next(net.parameters(), torch.empty(0))
+    return {"device": parameter.device, "dtype": parameter.dtype}
+
+
+@torch.no_grad()
+def output_shape(net: nn.Module, in_size) -> tuple[int, ...]:
+    """Of one input of this shape; the net stays as it is, BatchNorm's statistics included."""
+    training = {m: m.training for m in net.modules()}
+    shape = net.eval()(torch.zeros(1, *in_size, **place(net))).shape[1:]
+    for m, was in training.items():
+        m.training = was
+    return tuple(shape)
+
+
 class VAE(nn.Module):
     """Encoder and decoder of features, joined through z.
 
@@ -112,16 +147,18 @@ class VAE(nn.Module):
         features_encoder: (B, *in_size) -> features of any shape.
         features_decoder: features of that shape -> (B, *in_size), before the output activation.
         in_size: (C, H, W).
+    Raises ValueError for a decoder that gives back another shape.
     """
 
     def __init__(self, features_encoder: nn.Module, features_decoder: nn.Module, in_size, z_dim: int) -> None:
         super().__init__()
-        with torch.no_grad():
-            shape = features_encoder.eval()(torch.zeros(1, *in_size)).shape[1:]
-        features_encoder.train()
-        n = shape.numel()
-        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), nn.Linear(n, 2 * z_dim))
-        self.decoder = nn.Sequential(nn.Linear(z_dim, n), nn.Unflatten(1, shape), features_decoder)
+        shape = output_shape(features_encoder, in_size)
+        made = output_shape(features_decoder, shape)
+        if made != tuple(in_size):
+            raise ValueError(f"of images {tuple(in_size)} encoder and decoder make {made}: the sizes have to be equal")
+        n, at = math.prod(shape), place(features_encoder)
+        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), nn.Linear(n, 2 * z_dim, **at))
+        self.decoder = nn.Sequential(nn.Linear(z_dim, n, **at), nn.Unflatten(1, shape), features_decoder)
         self.z_dim = z_dim
         self.set_likelihood("gaussian")
 
@@ -132,7 +169,7 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log σ² of q(z|x), each (B, z_dim)."""
-        mu, log_sigma2 = self.encoder(x).float().chunk(2, dim=1)
+        mu, log_sigma2 = full(self.encoder(x)).chunk(2, dim=1)
         return mu, log_sigma2
 
     def reparameterize(self, mu: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -146,17 +183,21 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x|z), (B, C, H, W) in the range of the images."""
-        return self.output(self.decoder(z).float())
+        return self.output(full(self.decoder(z)))
 
     def sample(self, n: int) -> Tensor:
-        """n images decoded from z ~ N(0, I), on the CPU."""
+        """n images decoded from z ~ N(0, I), on the CPU, with the statistics that BatchNorm has gathered."""
+        training = self.training
+        self.eval()
         with torch.no_grad():
-            return self.decode(torch.randn(n, self.z_dim, device=next(self.parameters()).device)).cpu()
+            x = self.decode(torch.randn(n, self.z_dim, **place(self))).cpu()
+        self.train(training)
+        return x
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction, μ, log σ²); with logits the reconstruction stops before the output activation."""
         z, mu, log_sigma2 = self.encode(x)
-        return (self.decoder(z).float() if logits else self.decode(z)), mu, log_sigma2
+        return (full(self.decoder(z)) if logits else self.decode(z)), mu, log_sigma2
 
 
 class TsinghuaVAE(VAE):
@@ -199,8 +240,16 @@ class TsinghuaVAE(VAE):
         nn.init.constant_(after_z.bias, 2)  # z ~ N(0, I) is seldom below -2
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)
+        mu, log_sigma = full(self.encoder(x)).chunk(2, dim=1)
         return mu, 2 * log_sigma
+
+    def reparameterize(self, mu: Tensor, log_sigma: Tensor) -> Tensor:
+        """z = μ + σ ⊙ ε from what the table's head gives: log σ."""
+        return super().reparameterize(mu, 2 * log_sigma)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, log_sigma2 = self.posterior(x)
+        return self.reparameterize(mu, log_sigma2 / 2), mu, log_sigma2
 
 
 def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32) -> VAE:
@@ -290,43 +339,57 @@ def elbo(model: VAE, rec: float, kl: float, d_x: int) -> float:
 
 
 @torch.no_grad()
+def log_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
+    """log p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, of uint8 images (B, C, H, W), in nats: (K, B). Its mean is the ELBO."""
+    x = scale(model, x)  # (B, C, H, W)
+    mu, log_sigma2 = model.posterior(x)
+    eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
+    z = mu + torch.exp(0.5 * log_sigma2) * eps
+    log_pz_over_qz = 0.5 * (eps**2 + log_sigma2 - z**2).sum(-1)  # (K, B); the 2π cancel
+    out = full(model.decoder(z.flatten(0, 1))).unflatten(0, z.shape[:2])  # (K, B, C, H, W)
+    if model.likelihood == "bernoulli":
+        log_px_z = (x * out - F.softplus(out)).flatten(2).sum(-1)
+    else:
+        variance = model.x_sigma2 * x[0].numel()
+        error = (x - model.output(out)).flatten(2)
+        log_px_z = -0.5 * (error**2 / variance + math.log(2 * math.pi * variance)).sum(-1)
+    return log_px_z + log_pz_over_qz
+
+
 def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
-    """Mean over images of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, in nats (Burda et al. 2015, eq. 8).
+    """Mean over images of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), in nats (Burda et al. 2015, eq. 8).
 
     A lower bound on log p(x), on average not below the ELBO, and tighter with more samples.
     """
     total, n = 0.0, max(1, 2048 // n_samples)
     for batch in files.progress(x.split(n), "log p(x)", math.ceil(len(x) / n)):
-        batch = scale(model, batch)  # (B, C, H, W)
-        mu, log_sigma2 = model.posterior(batch)
-        eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
-        z = mu + torch.exp(0.5 * log_sigma2) * eps
-        log_pz_over_qz = 0.5 * (eps**2 + log_sigma2 - z**2).sum(-1)  # (K, B); the 2π cancel
-        out = model.decoder(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])  # (K, B, C, H, W)
-        if model.likelihood == "bernoulli":
-            log_px_z = (batch * out - F.softplus(out)).flatten(2).sum(-1)
-        else:
-            variance = model.x_sigma2 * batch[0].numel()
-            error = (batch - model.output(out)).flatten(2)
-            log_px_z = -0.5 * (error**2 / variance + math.log(2 * math.pi * variance)).sum(-1)
-        total += (torch.logsumexp(log_px_z + log_pz_over_qz, 0) - math.log(n_samples)).sum().item()
+        total += (torch.logsumexp(log_weights(model, batch, n_samples), 0) - math.log(n_samples)).sum().item()
     return total / len(x)
 
 
 @torch.no_grad()
-def draw_reconstructions(model: VAE, x: Tensor, path: Path) -> None:
-    """Rows of originals, each over the row of its reconstructions, decoded from μ."""
-    columns = min(8, len(x))
-    x = scale(model, x[: min(32, len(x)) // columns * columns])
-    rows = torch.stack([x, model.decode(model.posterior(x)[0])]).unflatten(1, (-1, columns))  # (2, R, 8, C, H, W)
-    common.save_grid(visible(model, rows.transpose(0, 1).flatten(0, 2)), path, columns)
+def active_units(model: VAE, x: Tensor) -> int:
+    """Dimensions of z in which q(z|x) differs from p(z) by more than 0.01 nats, as a mean over images."""
+    kl = torch.zeros(model.z_dim)
+    for batch in x.split(500):
+        mu, log_sigma2 = model.posterior(scale(model, batch))
+        kl += 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).sum(0).cpu()
+    return int((kl / len(x) > 0.01).sum())
 
 
 @torch.no_grad()
-def draw_interpolation(model: VAE, x: Tensor, labels: Tensor, path: Path, k: int = 8) -> None:
-    """Between images of different classes: x₁, then decode(z₁ + i/K (z₂ − z₁)) for i = −2 ... K+2, then x₂."""
-    one_each = [int((labels == label).nonzero()[0]) for label in labels.unique()[:9]]
-    x = scale(model, x[one_each] if len(one_each) > 1 else x[:9])
+def reconstructions(model: VAE, x: Tensor) -> tuple[Tensor, int]:
+    """(a grid's images in [0, 1], its columns): rows of originals, each over the row of what is decoded from its μ."""
+    columns = min(8, len(x))
+    x = scale(model, x[: min(32, len(x)) // columns * columns])
+    rows = torch.stack([x, model.decode(model.posterior(x)[0])]).unflatten(1, (-1, columns))  # (2, R, 8, C, H, W)
+    return visible(model, rows.transpose(0, 1).flatten(0, 2)), columns
+
+
+@torch.no_grad()
+def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
+    """From each image to the next: x₁, then decode(z₁ + i/K (z₂ − z₁)) for i = −2 ... K+2, then x₂."""
+    x = scale(model, x)
     mu = model.posterior(x)[0]
     i = torch.arange(-2, k + 3, device=mu.device)[:, None] / k
     rows = []
@@ -334,6 +397,30 @@ def draw_interpolation(model: VAE, x: Tensor, labels: Tensor, path: Path, k: int
         rows += [x1[None], model.decode(z1 + i * (z2 - z1)), x2[None]]
     if rows:
         common.save_grid(visible(model, torch.cat(rows)), path, k + 7)
+
+
+def some_of_each(data: images.ImageData) -> Tensor:
+    """Held-out images to interpolate between: the first of up to nine classes."""
+    first = [int((data.test_labels == label).nonzero()[0]) for label in data.test_labels.unique()[:9]]
+    return data.test[first] if len(first) > 1 else data.test[:9]
+
+
+def from_files(paths: list[str], numbers: dict) -> Tensor:
+    """uint8 images (N, C, S, S) of image files, as the weights take them."""
+    mode = "L" if numbers["channels"] == 1 else "RGB"
+    decoded = [pixels.decode(Path(path), mode, numbers["image_size"], 255.0) for path in paths]
+    if None in decoded:
+        common.fail(f"{paths[decoded.index(None)]} cannot be read as an image")
+    return torch.from_numpy(np.stack([one.pixels for one in decoded])).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
+    """Of uint8 images (N, C, H, W): mu, log_sigma2 (N, z_dim), and elbo (N,), in nats, the mean of 16 samples of z."""
+    batches = x.split(100)
+    mu, log_sigma2 = (torch.cat(t) for t in zip(*(model.posterior(scale(model, x)) for x in batches), strict=True))
+    elbo = torch.cat([log_weights(model, x, 16).mean(0) for x in batches])
+    return {"mu": mu, "log_sigma2": log_sigma2, "elbo": elbo}
 
 
 @torch.no_grad()
@@ -361,8 +448,12 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     results = {"elbo": elbo(model, terms["rec"], terms["kl"], data.test[0].numel())}
     results |= {"rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
     results |= {"log_px": log_px(model, some, k), "log_px_images": len(some), "log_px_samples": k}
-    draw_reconstructions(model, data.test, folder / "reconstructions.png")
-    draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
+    grid, columns = reconstructions(model, data.test)
+    common.save_grid(grid, folder / "reconstructions.png", columns)
+    results["active_units"] = active_units(model, data.test)
+    if not results["active_units"]:
+        files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
+    draw_interpolation(model, some_of_each(data), folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
@@ -371,14 +462,15 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
 
 
 class Reconstruction(nn.Module):
-    """x -> decode(μ(x)): what --export writes."""
+    """x -> (decode(μ), μ, log σ²): what --export writes."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.decode(self.model.posterior(x)[0])
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, log_sigma2 = self.model.posterior(x)
+        return self.model.decode(mu), mu, log_sigma2
 
 
 def build(numbers: dict) -> VAE:
@@ -407,20 +499,25 @@ def start_well(model: VAE, x: Tensor) -> None:
 
 
 def train(args: Namespace, device: torch.device) -> None:
-    data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
+    begun = common.begin_with("vae", "vae.pth", args, ("arch", "latent_dim", "image_size", "likelihood"))
+    data = images.load_images(args.data, "mnist", args.data_dir, begun.get("image_size", args.image_size))
     channels, image_size = data.train.shape[1:3]
-    arch = args.arch or ("tsinghua" if (channels, image_size) == (1, 32) else "technion")
-    likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
+    if begun.get("channels", channels) != channels:
+        common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
+    arch = begun.get("arch", args.arch) or ("tsinghua" if (channels, image_size) == (1, 32) else "technion")
+    likelihood = begun.get("likelihood", args.likelihood) or ("bernoulli" if channels == 1 else "gaussian")
+    latent_dim = begun.get("latent_dim", args.latent_dim)
     if arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
-    numbers = {"arch": arch, "latent_dim": args.latent_dim, "channels": channels, "image_size": image_size}
+    numbers = {"arch": arch, "latent_dim": latent_dim, "channels": channels, "image_size": image_size}
     numbers |= {"likelihood": likelihood, "x_sigma2": args.x_sigma2, "beta": args.beta}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
-    model = build(numbers).to(device)
-    start_well(model, data.train)
+    model = build(begun | numbers).to(device)
+    if not begun:
+        start_well(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
-    variant = f"vae-{data.name}-{arch}-z{args.latent_dim}"
+    variant = f"vae-{data.name}-{arch}-z{latent_dim}"
     if args.beta != 1:
         variant += f"-beta{args.beta:g}"
     if likelihood == "gaussian":
@@ -451,31 +548,34 @@ def train(args: Namespace, device: torch.device) -> None:
         if run.due(args.sample_every):
             model.eval()
             torch.manual_seed(0)
-            common.save_grid(visible(model, model.sample(64)), run.folder / f"samples/step_{step:07d}.png")
-            draw_reconstructions(model, data.test, run.folder / f"reconstructions/step_{step:07d}.png")
+            run.save_grid("samples", visible(model, model.sample(64)))
+            run.save_grid("reconstructions", *reconstructions(model, data.test))
             model.train()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    device = common.setup(args)
-    if not (args.generate or args.interpolate or args.eval or args.export):
-        train(args, device)
-        return
-
-    numbers, path = common.find_weights("vae", "vae.pth", args)
+def use(args: Namespace, device: torch.device) -> None:
+    """What is done with trained weights."""
+    chosen = args.interpolate or []
+    if len(chosen) not in (0, 2):
+        common.fail(f"--interpolate takes two image files or none, not {len(chosen)}")
+    numbers, path = common.find_weights("vae", "vae.pth", args, any_data=args.encode is not None)
     folder = common.output_folder(args, path)
     model = build(numbers).to(device).eval()
     if args.generate:
         common.save_generated(draw(model, args.n, args.seed), args.n, folder)
-    if args.interpolate or args.eval:
+    if args.encode is not None:
+        source, beside = args.data or numbers["data"], folder if args.out else None
+        shape = numbers["image_size"], numbers["channels"]
+        described.write(args.encode, beside, source, args.data_dir, *shape, partial(codes, model))
+    if args.eval or args.interpolate == []:
         data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:
             common.fail("there is only one held-out image")
-    if args.interpolate:
-        draw_interpolation(model, data.test, data.test_labels, folder / "interpolation.png")
+    if args.interpolate is not None:
+        x = from_files(chosen, numbers) if chosen else some_of_each(data)
+        draw_interpolation(model, x, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, path, folder, args))
@@ -483,7 +583,18 @@ def main(argv: list[str] | None = None) -> None:
         from plumbing.export import export
 
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth")
+        low = 0 if model.likelihood == "bernoulli" else -1
+        ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
+        export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth", ranges)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    with common.running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,49 @@ import warnings
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from common import fail
+from common import fail, save
 
 
-def export(model: nn.Module, x: Tensor, path: Path) -> None:
+def _tensors(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return made if isinstance(made, tuple) else (made,)
+
+
+def export(model: nn.Module, x: Tensor, path: Path, ranges: str) -> None:
     """Write `path` (TorchScript) and its .pt2 (torch.export), read both back and hold them against the model.
 
     x: an example batch (B, ...), B of at least 3, for a model in eval mode; the exported ones take any batch size.
+    ranges: what it takes and gives, in words.
     """
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
     model = model.to(memory_format=torch.contiguous_format)  # torch.export warns of others
-    torch.jit.save(torch.jit.trace(model, x[:2]), path)
+    torch.jit.save(torch.jit.trace(model, x[:2], check_trace=False), path)
     archive = path.with_suffix(".pt2")
     any_size = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=any_size), archive)
 
     shape = ", ".join(["B", *map(str, x.shape[1:])])
+    print(f"{path.stem}: {ranges}")
     for file, again in ((path, torch.jit.load(path)), (archive, torch.export.load(archive).module())):
         with torch.no_grad():
-            error = (model(x) - again(x)).abs().max().item()
+            pairs = zip(_tensors(model(x)), _tensors(again(x)), strict=True)
+            error = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
         if not error < 1e-4:
             fail(f"{file} differs from the model by {error:.1e}")
         print(f"{file}: ({shape}) in, within {error:.0e} of the model")
+
+
+def export_resnet(f: nn.Sequential, name: str, without: tuple[str, ...], path: Path) -> None:
+    """Write the weights of f, torchvision's resnet18 or resnet50 as a Sequential without some layers and without fc, as
+    a state dict with torchvision's names."""
+    places = [place for place, _ in getattr(torchvision.models, name)().named_children() if place not in without]
+    renamed = {}
+    for key, value in f.state_dict().items():
+        place, rest = key.split(".", 1)
+        renamed[f"{places[int(place)]}.{rest}"] = value
+    save(renamed, path)
+    conv1 = f[places.index("conv1")]
+    there_is_no = ", ".join([*without, "fc"])
+    print(f"{path}: torchvision's names for {name}; conv1 is {conv1}, there is no {there_is_no}")

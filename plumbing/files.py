@@ -81,6 +81,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], check: Callable[[
         raise
 
 
+def new_npz(text: str, folder: Path | None = None) -> Path:
+    """The .npz file that a flag names, in `folder` unless it says where. Raises ValueError if it cannot be made."""
+    path = Path(text)
+    if folder and len(path.parts) == 1:
+        path = folder / path
+    if path.suffix != ".npz" or path.exists() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: a new file.npz in a folder that can be written to is needed")
+    return path
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, 64 hexadecimal digits. Raises OSError."""
     with open(path, "rb") as file:

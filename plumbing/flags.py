@@ -1,11 +1,10 @@
 """argparse as every script here uses it."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from plumbing import ranks
+from plumbing import process, ranks
 
 
 def number(kind: type, low: float, above: bool = False, below: float = 2**31) -> Callable[[str], Any]:
@@ -34,8 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str) -> None:
         super().__init__(description=doc, formatter_class=HelpFormatter)
-        if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-            sys.stdout.reconfigure(errors="backslashreplace")
+        process.any_terminal()
 
     def error(self, message: str) -> NoReturn:
         ranks.hold_back()

@@ -111,26 +111,32 @@ def _tell(folder: Path, splits: dict[str, dict[str, str]], left_out: dict[str, i
         say(f"WARNING: held out but not in training: {', '.join(strange[:10])}", sys.stderr)
 
 
-def read_folder(folder: Path, root: Path, size: int | None) -> tuple[str, list[Split], list[str], str]:
-    """(the folder's name, one or two splits, names of their classes, a note on the values).
+def read_folder(
+    folder: Path, root: Path, size: int | None, classes: bool = True
+) -> tuple[str, list[Split], list[str], str]:
+    """(the folder's name, one or two splits, names of their classes if these are asked for, a note on the values).
 
     Images are memory-mapped and in seeded random order; a class number means the same in both splits. Raises DataError.
     """
     splits, left_out = layout(image_files(folder))
+    if not classes:
+        splits = {name: dict.fromkeys(listed, "") for name, listed in splits.items()}
     _tell(folder, splits, left_out)
     cache = _decoded(folder, [list(split) for split in splits.values()], root, size)
     about = json.loads((cache / "about.json").read_text())
     for line in about["lines"]:
         say(line, sys.stderr)
-    classes = sorted({name for split in splits.values() for name in split.values()})
+    names_of_classes = sorted({name for split in splits.values() for name in split.values()})
     read = []
     for k, (name, class_of) in enumerate(splits.items()):
         broken = set(about["broken"][k])
         names = [file for file in class_of if file not in broken]
         images = torch.from_numpy(np.load(cache / f"{k}.npy", mmap_mode="c"))[: len(names)]
-        read.append(Split(name, images, torch.tensor([classes.index(class_of[file]) for file in names]), names))
+        read.append(
+            Split(name, images, torch.tensor([names_of_classes.index(class_of[file]) for file in names]), names)
+        )
     name_broken(sum(about["broken"], []), sum(map(len, splits.values())), folder)
-    return folder.resolve().name, read, classes, about["note"]
+    return folder.resolve().name, read, names_of_classes, about["note"]
 
 
 def name_broken(broken: list[str], n: int, folder: Path) -> None:

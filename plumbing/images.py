@@ -23,7 +23,7 @@ from plumbing import archives, files, pixels, ranks
 from plumbing.files import say
 from plumbing.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size
 
-NAMES = ("mnist", "cifar10", "lfw", "digits")
+NAMES = ("mnist", "cifar10", "lfw", "lfw-all", "digits")
 ARRAYS = (".npz", ".npy")
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 BY_HAND = {  # where torchvision looks for what was fetched elsewhere
@@ -53,7 +53,8 @@ def load_images(source: str | None, usual: str, data_dir: str, size: int | None 
     """The images of `source`; without a source the usual set, or else, loudly, the embedded digits.
 
     Args:
-        source: mnist, cifar10, lfw, digits, a folder of images, an archive of one, its URL, or arrays (.npz, .npy).
+        source: mnist, cifar10, lfw (530 photographs of George W. Bush, as in the Technion course), lfw-all (everybody,
+            without classes), digits, a folder of images, an archive of one, its URL, or arrays (.npz, .npy).
         size: side in pixels; None takes 32 for grey images and for those smaller than 64 pixels, 64 for others.
     """
     try:
@@ -121,6 +122,10 @@ def _read(source: str, root: Path, size: int | None) -> tuple[str, list[Split], 
         x = torch.from_numpy(x * (255 / 16)).round().byte().view(-1, 1, 8, 8)[order]
         names = [f"digits/{i:05d}" for i in order.tolist()]
         return source, [Split("", resize(x, size or 32), torch.from_numpy(y)[order].long(), names)], [], ""
+    if source in ("lfw", "lfw-all"):
+        folder = _lfw(root) / ("George_W_Bush" if source == "lfw" else "")
+        _, splits, _, note = read_folder(folder, root, size, classes=False)
+        return source, splits, [], note
     if source.endswith(ARRAYS) and Path(source).is_file():
         return _read_arrays(Path(source), size)
     return read_folder(image_folder(source, root), root, size)
@@ -168,9 +173,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def image_folder(source: str, root: Path) -> Path:
-    """The folder that `source` means: itself, lfw's, or an archive's, which may be a URL, extracted in `root`."""
-    if source == "lfw":
-        return _lfw(root)
+    """The folder that `source` means: itself, or an archive's, which may be a URL, extracted in `root`."""
     path = Path(source)
     if source.startswith(("http://", "https://")):
         key = hashlib.sha256(source.encode()).hexdigest()[:8]

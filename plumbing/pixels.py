@@ -108,6 +108,13 @@ def luma(x: torch.Tensor) -> torch.Tensor:
     return ((x.int() * weights).sum(1, keepdim=True) + 0x8000 >> 16).byte()
 
 
+def with_channels(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """uint8 (N, 1 or 3, H, W) -> (N, channels, H, W)."""
+    if channels == 1 and x.shape[1] == 3:
+        return luma(x)
+    return x.expand(-1, channels, -1, -1)
+
+
 def has_colour(path: Path) -> bool:
     """Of the file's pixels, not its mode; False if it is broken."""
     try:

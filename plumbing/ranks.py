@@ -222,7 +222,10 @@ def inside(model: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No gradients for its weights, and none to average: they only flow through it."""
-    model.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
     with model.no_sync() if size() > 1 else contextlib.nullcontext():
         yield
-    model.requires_grad_(True)
+    for p in trained:
+        p.requires_grad_(True)

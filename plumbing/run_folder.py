@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -75,7 +76,10 @@ class Signals:
     caught = 0
 
     def __enter__(self) -> "Signals":
-        self.handlers = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._catch)
         return self
 
     def _catch(self, number: int, _) -> None:
@@ -103,7 +107,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, name: str, data: object, objects: dict, weights: dict) -> None:
         self.args, self.objects, self.weights = args, objects, weights
         self.script = name.split("-")[0]
-        self.folder = Path(args.out or f"runs/{name}")
+        self.folder = Path(args.out or f"runs/{name}{'-from-weights' * bool(args.weights)}")
         self.flags = self._resolved_flags(str(data))
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
         self.saved = None  # the step of the last checkpoint
@@ -140,7 +144,7 @@ class Run:
         resolved = vars(self.args).copy()
         for _, numbers in self.weights.values():
             resolved |= numbers
-        return {name: resolved[name] for name in self.args.science} | {"data": data}
+        return {name: resolved[name] for name in self.args.science} | {"data": data, "weights": self.args.weights}
 
     def _config(self, data: str, parameters: dict[str, int]) -> dict[str, Any]:
         versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
@@ -188,7 +192,8 @@ class Run:
     def _continue(self, last: dict[str, Any]) -> None:
         differ = _differences(last["flags"], self.flags)
         if differ:
-            fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): use those, another --out, or --fresh")
+            ways = f"use those, another --out, or --fresh; --weights {self.folder} begins a new run with its weights"
+            fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): {ways}")
         try:
             for key, thing in self.objects.items():
                 thing.load_state_dict(last[key])
@@ -296,6 +301,13 @@ class Run:
         for name, value in ({"n": 1} | terms).items():
             sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
 
+    def save_grid(self, name: str, images: torch.Tensor, columns: int = 8) -> None:
+        """name/step_0000001.png of images in [0, 1], (N, C, H, W), and the same among TensorBoard's events."""
+        common.save_grid(images, self.folder / f"{name}/step_{self.step:07d}.png", columns)
+        if self.events:
+            grid = torchvision.utils.make_grid(images.detach().float(), columns, padding=1)
+            self.events.add_image(name, grid.clamp(0, 1), self.step)
+
     def check(self) -> dict[str, dict[str, float]]:
         """Averages since the last row. What is not finite ends the run before it is saved over something good."""
         sums = {split: {name: float(value) for name, value in terms.items()} for split, terms in self.sums.items()}
@@ -355,16 +367,23 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png")) + sum(on_the_way, [])
 
 
-def finish(folder: Path, step: int, data: str, results: dict[str, Any]) -> None:
-    """Write results.json (over what it held of this step), print numbers, pictures, and last of which data they are."""
+def finish(folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "") -> None:
+    """Write results.json (over what it held of this step), print numbers, pictures, and last of which data they are.
+
+    data: trained and, unless measured_on names other ones, measured on.
+    """
     before = read_json(folder / "results.json")
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
+    on = f"trained and measured on {data}"
+    if not data.startswith(measured_on):
+        results["measured_on"] = measured_on
+        on = f"trained on {data}, measured on {measured_on}"
     write_json(folder / "results.json", results, files.show)
     for key, value in results.items():
         if key != "data" and not isinstance(value, dict):
             print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
     for path in _pictures(folder):
         print(f"picture: {path}")
-    print(f"{folder}: trained and measured on {data}")
+    print(f"{folder}: {on}")

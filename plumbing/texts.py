@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common import fail
-from plumbing import files, ranks
+from plumbing import files, process, ranks
 
 PIECE = 1 << 20  # characters
 SHOWN = 20  # characters in a message
@@ -146,6 +146,9 @@ def _contents(source: str, data_dir: str, encoding: str | None) -> list[str]:
     if source == "python":  # the language reference that help() shows; in every Python installation
         topics = importlib.import_module("pydoc_data.topics").topics
         return ["\n\n".join(topics[key] for key in sorted(topics))]
+    works = Path(data_dir, "shakespeare-works")  # a file for each, where somebody has put them
+    if source == "shakespeare" and works.is_dir() and not Path(data_dir, "shakespeare.txt").exists():
+        return [_read(path, None) for path in _paths(str(works))]
     if source in GIT_FILES:
         return [_read(_downloaded(source, data_dir), None)]
     if source.startswith(("http://", "https://")):
@@ -255,11 +258,14 @@ def start_of_writing(start: str | None, chars: str) -> str:
 
 
 def print_as_it_comes(pieces: Iterable[str]) -> None:
-    """To standard output, piece by piece; one line where it is closed or full."""
+    """To standard output, piece by piece; for a program one line where it is closed or full, and none on Ctrl-C."""
+    if not process.is_program():
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        return
     if sys.stdout is None:
         fail("standard output is closed")
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdout.reconfigure(encoding="utf-8")
     try:
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -37,7 +37,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import folders, hardware, images, inception, ranks, run_folder
+from plumbing import folders, hardware, images, inception, process, ranks, run_folder
 
 VAE_BATCH = 64
 GAN_BATCH = 128
@@ -300,7 +300,7 @@ def loader_simclr(args: Namespace) -> dict[str, float]:
 
 
 def our_simclr(args: Namespace, bf16: bool) -> dict[str, float]:
-    common.setup(Namespace(device="cpu", seed=args.seed))
+    process.setup(Namespace(device="cpu", seed=args.seed))
     pixels = simclr_pixels(args)
     model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
     numbers = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -356,7 +356,7 @@ def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: 
     V, S, steps = 65, 64, max(4, args.steps // 50)
     ours = kind is char_rnn.MultilayerGRU
     if ours:
-        common.setup(char_rnn.get_args([]))  # what char_rnn.py does, which holds on to freed memory
+        process.setup(char_rnn.get_args([]))  # what char_rnn.py does, which holds on to freed memory
     torch.manual_seed(args.seed)
     model, x = kind(V, h_dim, V, n_layers), torch.randint(0, V, (batch, S + 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -431,7 +431,7 @@ def pytorch_fid_features(args: Namespace) -> dict[str, float]:
 
 def our_features(args: Namespace) -> dict[str, float]:
     """The same."""
-    common.setup(Namespace(device="cpu", seed=args.seed))  # what fid.py does
+    process.setup(Namespace(device="cpu", seed=args.seed))  # what fid.py does
     with tempfile.TemporaryDirectory() as folder:
         n = write_pictures(args, folder)
         torch.save(inception.Inception().state_dict(), f"{folder}/weights.pth")

@@ -28,7 +28,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import files, images, lenet, plots
+from plumbing import files, images, lenet, plots, process
 
 CPU = torch.device("cpu")
 PICTURES = Path(__file__).parent / "pictures"
@@ -644,7 +644,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
-    common.setup(argparse.Namespace(device="cpu", seed=0))
+    process.setup(argparse.Namespace(device="cpu", seed=0))
     if args.name == "ablation":
         ablation(args.variant)
     else:

@@ -20,7 +20,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, pixels
+from plumbing import images, pixels, process
 
 HERE = Path(__file__).parent.parent
 LONG = "--long" in sys.argv
@@ -145,7 +145,7 @@ def told(capsys, call, *args) -> str | None:
         code = end.code
     except BaseException as error:
         with pytest.raises(SystemExit) as end:
-            common.last_words(type(error), error, error.__traceback__)
+            process.last_words(error)
         code = end.value.code
     lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
     assert code == 2 and len(lines) == 1, (code, lines)

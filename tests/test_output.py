@@ -24,12 +24,14 @@ import fid
 import gan_mnist
 import simclr
 import vae
+from plumbing import process
 from report import bench, measure
 from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_help_in_any_encoding(encoding, monkeypatch):
+    monkeypatch.setattr(process, "is_program", lambda: True)
     for script in [*SCRIPTS, bench, measure]:
         out = io.TextIOWrapper(io.BytesIO(), encoding)
         monkeypatch.setattr(sys, "stdout", out)
@@ -161,18 +163,17 @@ def test_many_images_become_files(script, capsys, monkeypatch):
         (simclr, ["--data", "pictures", "--feature-dim", "2000000000", "--batch-size", "8"], "--feature-dim"),
     ],
 )
-def test_what_is_too_large_is_named(script, argv, flag, capsys):
+def test_what_is_too_large_is_named(script, argv, flag, capsys, monkeypatch):
     write_inputs()
+    monkeypatch.setattr(process, "is_program", lambda: True)
     with pytest.raises(SystemExit):
-        try:
-            script.main(argv)
-        except RuntimeError as error:
-            sys.excepthook(type(error), error, error.__traceback__)
+        script.main(argv)
     assert f"not enough memory: try a smaller {flag}; what was saved is kept" in capsys.readouterr().err
 
 
 def test_ctrl_c_after_training_says_what_is_kept():
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vae\ndef stop(*_): raise KeyboardInterrupt\n"
+    code += "from plumbing import process; process.is_program = lambda: True\n"
     code += f"vae.look_inside = stop; vae.main({[*SMALL, '--steps', '2']})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "Traceback" not in done.stderr

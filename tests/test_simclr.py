@@ -167,7 +167,6 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
         (["--features", "z.npz", "--data", "empty"], "holds no image file"),
         (["--features", "z.npz", "--data", "broken"], "none of the 1 image files"),
         (["--features", "z.npz", "--weights", "part.pth"], "lack mean"),
-        (["--eval", "--weights", str(folder), "--data", "mine"], "made from set"),
     ):
         assert says in error_line(capsys, simclr.main, argv)
 
