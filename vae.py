@@ -25,14 +25,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-from plumbing import described, files, images, pixels, plots, ranks, run_folder
+from plumbing import described, files, images, plots, ranks, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 
@@ -399,21 +398,6 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
         common.save_grid(visible(model, torch.cat(rows)), path, k + 7)
 
 
-def some_of_each(data: images.ImageData) -> Tensor:
-    """Held-out images to interpolate between: the first of up to nine classes."""
-    first = [int((data.test_labels == label).nonzero()[0]) for label in data.test_labels.unique()[:9]]
-    return data.test[first] if len(first) > 1 else data.test[:9]
-
-
-def from_files(paths: list[str], numbers: dict) -> Tensor:
-    """uint8 images (N, C, S, S) of image files, as the weights take them."""
-    mode = "L" if numbers["channels"] == 1 else "RGB"
-    decoded = [pixels.decode(Path(path), mode, numbers["image_size"], 255.0) for path in paths]
-    if None in decoded:
-        common.fail(f"{paths[decoded.index(None)]} cannot be read as an image")
-    return torch.from_numpy(np.stack([one.pixels for one in decoded])).permute(0, 3, 1, 2)
-
-
 @torch.no_grad()
 def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
     """Of uint8 images (N, C, H, W): mu, log_sigma2 (N, z_dim), and elbo (N,), in nats, the mean of 16 samples of z."""
@@ -453,7 +437,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     results["active_units"] = active_units(model, data.test)
     if not results["active_units"]:
         files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
-    draw_interpolation(model, some_of_each(data), folder / "interpolation.png")
+    draw_interpolation(model, images.one_of_each(data), folder / "interpolation.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
         draw_latent(model, data.test, data.test_labels, folder / "latent.png")
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
@@ -574,7 +558,11 @@ def use(args: Namespace, device: torch.device) -> None:
         if len(data.test) < 2:
             common.fail("there is only one held-out image")
     if args.interpolate is not None:
-        x = from_files(chosen, numbers) if chosen else some_of_each(data)
+        x = (
+            images.from_files(chosen, numbers["channels"], numbers["image_size"])
+            if chosen
+            else images.one_of_each(data)
+        )
         draw_interpolation(model, x, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:

@@ -91,6 +91,20 @@ def load_again(source: str | None, data_dir: str, numbers: dict) -> ImageData:
     return data
 
 
+def one_of_each(data: ImageData) -> torch.Tensor:
+    """A held-out image of up to nine classes; or just nine images."""
+    first = [int((data.test_labels == label).nonzero()[0]) for label in data.test_labels.unique()[:9]]
+    return data.test[first] if len(first) > 1 else data.test[:9]
+
+
+def from_files(paths: list[str], channels: int, size: int) -> torch.Tensor:
+    """uint8 (N, channels, size, size) of image files. Ends the program with one line for a file that is none."""
+    decoded = [pixels.decode(Path(path), "L" if channels == 1 else "RGB", size, 255.0) for path in paths]
+    if None in decoded:
+        fail(f"{paths[decoded.index(None)]} cannot be read as an image")
+    return torch.from_numpy(np.stack([one.pixels for one in decoded])).permute(0, 3, 1, 2)
+
+
 def labelled(source: str, data_dir: str, size: int) -> Iterator[tuple[torch.Tensor, list, list[str]]]:
     """(uint8 images (n, C, size, size), their labels, their names) of `source`, split after split, by name.
 
