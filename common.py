@@ -171,8 +171,9 @@ def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict
     script = state.get("script") if isinstance(state, dict) else type(state)
     if script not in scripts:
         fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}{hint}")
-    if key not in state:
-        fail(f"{path} is another kind of file of {script}.py: it holds no {key}{hint}")
+    for needed in (key,) if key != "trained_on" else (key, "state_dict", "step", "data"):
+        if needed not in state:
+            fail(f"{path} is another kind of file of {script}.py: it holds no {needed}{hint}")
     return state
 
 
@@ -212,6 +213,8 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     best = f" in runs/{script}-*"
     for path in paths:
         state = load(path, (script,), "trained_on")
+        if state.get("network") == "D":
+            fail(f"{path} is the discriminator: name {name}, or its folder")
         differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
             shipped = " (shipped)" if path.parent == SHIPPED else ""
@@ -289,10 +292,16 @@ def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
         for i, x in enumerate(files.progress(batch_of, "images", n)):
             torchvision.transforms.functional.to_pil_image(x.cpu()).save(out / f"{i:06d}.png")
 
-    if (folder / "generated").exists():
-        print(f"what was there is now {files.move_aside(folder / 'generated')}")
-    files.make_folder(folder / "generated", fill)
-    print(f"{folder / 'generated'}: {n:,} images")
+    out, part = folder / "generated", folder / f"generated.{os.getpid()}.part"
+    try:
+        part.mkdir()
+        fill(part)
+        if out.exists():
+            print(f"what was there is now {files.move_aside(out)}")
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(f"{out}: {n:,} images")
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -401,7 +401,7 @@ def train(args: Namespace, device: torch.device) -> None:
         objects["averaged"], shown_G = averaged, averaged.module
 
     variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if spectral_norm else "")
-    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
+    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
@@ -489,7 +489,8 @@ def use(args: Namespace, device: torch.device) -> None:
         data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
         seen = measure(G, fid.judges(data, args.data_dir, device), spread_of(data))
         results = fid.report(seen, samples, data, args, path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+        file = run_folder.results_of(path)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=file)
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:

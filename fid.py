@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -236,13 +236,21 @@ def holds_statistics(path: Path) -> bool:
         return False
 
 
+def _about(file: Any) -> tuple[int | None, dict | None]:
+    """(number of images, what made their features) where we have written it into an .npz."""
+    try:
+        about = json.loads(str(file["about"]))
+        return about["n"], about["made_by"]
+    except (KeyError, TypeError, ValueError):  # somebody else's file
+        return None, None
+
+
 def read_stats(path: Path) -> sources.Source:
     """mu and sigma of an .npz, pytorch-fid's or ours."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, a = gaussian(file["mu"], file["sigma"])
-            about = json.loads(str(file["about"])) if "about" in file else {"n": None, "made_by": None}
-            n, made_by = about["n"], about["made_by"]
+            n, made_by = _about(file)
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"{path} does not hold the statistics mu and sigma: {error}") from None
     return sources.Source(str(path), n, known=Statistics(mu, a, n), made_by=made_by)
@@ -301,6 +309,8 @@ def find_both(args: argparse.Namespace, device: torch.device) -> dict[str, sourc
         if source.data and any(other.size != source.size for other in with_images):
             read_at = f"read at {source.size} x {source.size}"
             say(f"WARNING: {source.name}, {read_at}, is compared with images of other sizes")
+    if len({source.depth.partition(": ")[2] for source in with_images if source.depth}) > 1:
+        say("WARNING: the two sets have more than 8 bits and are not scaled alike: the largest value of each decides")
     return {role: found[role] for role in named}
 
 
@@ -352,6 +362,8 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, object]
         result |= {role: source.name, f"n_{role}": s.n, f"size_{role}": source.size}
         if source.n_other_sizes:
             result[f"n_other_sizes_{role}"] = source.n_other_sizes
+        if source.depth:
+            result[f"depth_{role}"] = source.depth
         gaussians[role] = s
         if args.save_stats and role == "real":  # before anything can go wrong with GENERATED
             write_stats(Path(args.save_stats), s, {"n": s.n, "real": source.name, "made_by": made_by(net)})

@@ -241,7 +241,7 @@ def train(args: Namespace, device: torch.device) -> None:
         objects["averaged"], shown_G = averaged, averaged.module
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{arch}"
-    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers)}
+    weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
@@ -312,7 +312,8 @@ def use(args: Namespace, device: torch.device) -> None:
         data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
         seen = fid.measured(samples, fid.judges(data, args.data_dir, device))
         results = fid.report(seen, samples, data, args, path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results)
+        file = run_folder.results_of(path)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=file)
 
 
 def main(argv: list[str] | None = None) -> None:

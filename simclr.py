@@ -486,7 +486,9 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.eval:
         data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
         results = look_inside(model, data, numbers, folder, args)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data))
+        run_folder.finish(
+            folder, numbers["step"], numbers["trained_on"], results, str(data), run_folder.results_of(path)
+        )
     if args.export:
         export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
 

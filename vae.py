@@ -464,7 +464,7 @@ def build(numbers: dict) -> VAE:
         model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"])
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         common.no_model(error)
     return model.to(memory_format=torch.channels_last)
 
@@ -566,7 +566,9 @@ def use(args: Namespace, device: torch.device) -> None:
         draw_interpolation(model, x, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], look_inside(model, data, path, folder, args))
+        results = look_inside(model, data, path, folder, args)
+        name = run_folder.results_of(path)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=name)
     if args.export:
         from plumbing.export import export
 

@@ -1,5 +1,6 @@
 """Zip and tar archives, extracted whole or not at all, and nowhere else."""
 
+import hashlib
 import itertools
 import shutil
 import tarfile
@@ -36,7 +37,9 @@ def _extract(path: Path, folder: Path) -> None:
     if zipfile.is_zipfile(path):
         archive = zipfile.ZipFile(path)  # drops ".." and absolute paths itself
         check_size(path, sum(member.file_size for member in archive.infolist()))
-        archive.extractall(folder)
+        for member in archive.infolist():
+            member.filename = member.filename.replace("\\", "/")  # as some programs of Windows write paths
+            archive.extract(member, folder)
         return
     archive = tarfile.open(path)
     for total in itertools.accumulate(member.size for member in archive):
@@ -51,7 +54,8 @@ def extracted(path: Path, root: Path) -> Path:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     stat = path.stat()
-    folder = root / f"{path.name.split('.')[0]}-{stat.st_size}-{stat.st_mtime_ns}"
+    key = hashlib.sha256(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()[:16]
+    folder = root / key / path.name.split(".")[0]
     if not folder.exists():
         try:
             files.make_folder(folder, partial(_extract, path))

@@ -29,6 +29,8 @@ def progress(items, title: str, total: int | None, first: int = 0):
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print a line on `file`, or on standard output, past a progress bar instead of into it."""
+    if sys.stdout is None and file is None:  # closed
+        return
     tqdm = sys.modules.get("tqdm")  # where it was not imported there is no bar
     if tqdm:
         tqdm.tqdm.write(text, file or sys.stdout)

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 from plumbing import process, ranks
 
+SIZES = ("batch_size", "_dim", "image_size", "n_layers", "seq_len")  # how flags end that say how large something is
+
 
 def number(kind: type, low: float, above: bool = False, below: float = 2**31) -> Callable[[str], Any]:
     """An argparse type: an int or float that is at least `low`, or above it, and less than `below`."""
@@ -48,10 +50,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def largest(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> str:
-    """The flag to blame for too little memory: the one that is the greatest multiple of its default."""
+    """The flag to blame for too little memory: of those that say how large something is the greatest multiple of its
+    default."""
     times = {"--batch-size": 1.0}
     for action in parser._actions:
         value = flags.get(action.dest)
-        if type(value) is int and action.dest not in ("seed", "steps"):
+        if type(value) is int and action.dest.endswith(SIZES):
             times[action.option_strings[-1]] = value / (action.default or 64)  # 64: where the default depends
     return max(times, key=times.get)

@@ -20,7 +20,7 @@ from plumbing import files, pixels
 from plumbing.files import progress, say
 
 TRAIN = ("train", "training")  # names of splits, in any case
-HELD_OUT = ("test", "val", "valid", "validation")  # the first that is there is taken
+HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")  # the first that is there is taken
 
 
 class DataError(Exception):
@@ -60,34 +60,56 @@ def image_files(folder: Path) -> list[str]:
     return [found[i] for i in permutation(len(found), 0, 0)]
 
 
+def _below(paths: list[tuple[str, ...]], depth: int) -> Counter[str]:
+    """The folders at this depth, and how many files are in each."""
+    return Counter(path[depth] for path in paths if len(path) > depth + 1)
+
+
+def _is_training(name: str) -> bool:
+    return name.lower() in TRAIN
+
+
+def _depth(paths: list[tuple[str, ...]]) -> int:
+    """How many folders there are around everything: each holds folders, or the splits and some stray files."""
+    depth = 0
+    while True:
+        tops, inside = _below(paths, depth), _below(paths, depth + 1)
+        if len(tops) != 1 or not inside or any(map(_is_training, tops)):
+            return depth
+        all_deeper = inside.total() == len(paths)
+        if not all_deeper and not any(map(_is_training, inside)):
+            return depth
+        depth += 1
+
+
 def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
     """({split: {file: class}}, {what is left out: number of its files}) of paths below a folder.
 
-    Splits are train (training) and test (val, valid, validation), in any case, or "" where there is no training folder;
-    classes are the folders below, "" where there are none. One folder around everything is passed by. Raises DataError.
+    Splits are train (training) and test (or another name of HELD_OUT), in any case, or "" where there is no training
+    folder; classes are the folders below, "" where there are none. Raises DataError.
     """
     paths = [Path(file).parts for file in listed]
-    depth = 0
-    while len({path[depth] for path in paths}) == 1 and all(len(path) > depth + 2 for path in paths):
-        if paths[0][depth].lower() in TRAIN:
-            break
-        depth += 1
-    tops = Counter(path[depth] if len(path) > depth + 1 else "" for path in paths)
-    train = [name for name in sorted(tops) if name.lower() in TRAIN]
+    depth = _depth(paths)
+    tops = _below(paths, depth)
+    train = sorted(filter(_is_training, tops))
     held_out = [name for known in HELD_OUT for name in sorted(tops) if name.lower() == known]
     if len(held_out) > 1 and len(held_out) == len(tops):
         raise DataError(f"there are {' and '.join(held_out)}, but there is no folder train: name one of them")
+    has_classes = [path for path in paths if len(path) > depth + 2 and path[depth] in train]
     chosen = [""]
-    if train and (held_out or len(tops) == 1):  # else a class of trains
+    if train and (held_out or len(tops) == 1 or has_classes):  # else it is a class of trains
         chosen = [train[0], *held_out[:1]]
         depth += 1
     splits, left_out = {name: {} for name in chosen}, Counter()
     for file, path in zip(listed, paths, strict=True):
-        split = "" if chosen == [""] else path[depth - 1]
-        if split in splits and len(path) > depth:
-            splits[split][file] = path[depth] if len(path) > depth + 1 else ""
+        if len(path) <= depth:
+            left_out["beside them"] += 1
+        elif chosen == [""]:
+            splits[""][file] = path[depth] if len(path) > depth + 1 else ""
+        elif path[depth - 1] in splits:
+            splits[path[depth - 1]][file] = path[depth] if len(path) > depth + 1 else ""
         else:
-            left_out[split if len(path) > depth else "beside them"] += 1
+            left_out[path[depth - 1]] += 1
     return splits, left_out
 
 
@@ -136,13 +158,18 @@ def read_folder(
             Split(name, images, torch.tensor([names_of_classes.index(class_of[file]) for file in names]), names)
         )
     name_broken(sum(about["broken"], []), sum(map(len, splits.values())), folder)
-    return folder.resolve().name, read, names_of_classes, about["note"]
+    return writable(folder.resolve().name), read, names_of_classes, about["note"]
 
 
 def name_broken(broken: list[str], n: int, folder: Path) -> None:
     if broken:
         named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
         say(f"{len(broken)} of {n} image files in {folder} cannot be read and are left out: {named}", sys.stderr)
+
+
+def writable(name: str) -> str:
+    """A file's name as every program can write it: some are no UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -157,10 +184,11 @@ def _state(path: Path) -> tuple[int, int]:
 def _decoded(folder: Path, splits: list[list[str]], root: Path, size: int | None) -> Path:
     """The cache: uint8 (N, C, size, size) of the files of each split that can be read, and what is to be said of them.
 
-    Its name has a hash of the names, sizes and times of all files, which decide what is found out about the set.
+    Its name has a hash of the place, names, sizes and times of all files, which decide what is found out about the set.
     """
-    key = repr((2, size, [[(file, *_state(folder / file)) for file in split] for split in splits]))  # 2: the layout
-    name = f"{folder.resolve().name}-{size or 'auto'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    place = str(folder.resolve())
+    key = repr((3, place, size, [[(file, *_state(folder / file)) for file in split] for split in splits]))  # 3: layout
+    name = f"{writable(folder.resolve().name)}-{size or 'auto'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     cache = root / "cache" / name
     if not cache.exists():
         files.make_folder(cache, partial(_decode_all, folder, splits, size))
@@ -175,13 +203,14 @@ def headers(folder: Path, listed: list[str]) -> dict[str, pixels.Header]:
     return {file: header for file, header in found.items() if header}
 
 
-def white_of(folder: Path, found: dict[str, pixels.Header]) -> float:
-    """pixels.white_level of the files of a set that have more than 8 bits; 255 where none has."""
-    wide = [file for file, header in found.items() if header.wide]
+def values_of(folder: Path, found: dict[str, pixels.Header]) -> pixels.Range:
+    """The range of the files of a set that have more than 8 bits."""
+    wide, values = [file for file, header in found.items() if header.wide], pixels.Range()
     with ThreadPool() as pool:
-        values = pool.imap_unordered(lambda file: pixels.brightest(folder / file), wide, chunksize=16)
-        largest = max(progress(values, f"largest value in {folder}", len(wide)), default=0.0)
-    return pixels.white_level(largest, any(header.mode == "F" for header in found.values()))
+        each = pool.imap_unordered(lambda file: pixels.value_range(folder / file), wide, chunksize=16)
+        for one in progress(each, f"largest value in {folder}", len(wide)):
+            values |= one
+    return values
 
 
 def _any_colour(folder: Path, found: dict[str, pixels.Header]) -> bool:
@@ -195,7 +224,7 @@ class Look(NamedTuple):
 
     mode: str  # L where every pixel is grey, else RGB
     size: int  # side in pixels to which they are resized
-    white: float  # of what has more than 8 bits a channel
+    white: pixels.White  # of what has more than 8 bits a channel
 
 
 def usual_size(grey: bool, side: int) -> int:
@@ -203,7 +232,7 @@ def usual_size(grey: bool, side: int) -> int:
     return 32 if grey or side < 64 else 64
 
 
-def _look(found: Counter[pixels.Header], coloured: bool, white: float, size: int | None) -> Look:
+def _look(found: Counter[pixels.Header], coloured: bool, white: pixels.White, size: int | None) -> Look:
     mode = "RGB" if coloured else "L"
     side = statistics.median_low([min(header.width, header.height) for header in found.elements()] or [0])
     return Look(mode, size or usual_size(mode == "L", side), white)
@@ -212,12 +241,19 @@ def _look(found: Counter[pixels.Header], coloured: bool, white: float, size: int
 def _guess(folder: Path, listed: list[str], size: int | None) -> Look:
     """From 256 files."""
     found = headers(folder, listed[:: len(listed) // 256 + 1])
-    return _look(Counter(found.values()), _any_colour(folder, found), white_of(folder, found), size)
+    return _look(Counter(found.values()), _any_colour(folder, found), values_of(folder, found).white(), size)
 
 
-def _note(found: Counter[pixels.Header], look: Look) -> str:
-    n_wide = sum(n for header, n in found.items() if header.wide)
-    return f", {n_wide:,} of more than 8 bits: 0 ... {look.white:,.0f} is black ... white" if n_wide else ""
+def describe(found: Counter[pixels.Header], values: pixels.Range) -> str:
+    """How values of more than 8 bits become 8; nothing where there are none."""
+    said, white = [], values.white()
+    for floats, level in ((False, white.integers), (True, white.floats)):
+        n = sum(n for header, n in found.items() if header.wide and (header.mode == "F") == floats)
+        if n:
+            said.append(f"{n:,} of more than 8 bits: 0 ... {level:,.0f} is black ... white")
+    if values.lowest < 0:
+        said.append(f"what is below 0, down to {values.lowest:,.4g}, is black")
+    return "".join(f", {one}" for one in said)
 
 
 def _lines(folder: Path, found: Counter[pixels.Header], look: Look) -> list[str]:
@@ -247,21 +283,20 @@ def _decode_all(folder: Path, splits: list[list[str]], size: int | None, out: Pa
     look, seen = None, _guess(folder, sum(splits, []), size)
     while look != seen:
         look = seen
-        found, broken, largest, coloured = Counter(), [], 0.0, look.mode == "RGB"
+        found, broken, values, coloured = Counter(), [], pixels.Range(), look.mode == "RGB"
         for k, listed in enumerate(splits):
             broken.append([])
             for file, decoded in _decode_split(folder, listed, look, out / f"{k}.npy"):
                 if decoded:
                     found[decoded.header] += 1
-                    largest = max(largest, decoded.brightest)
+                    values |= decoded.values
                     coloured |= decoded.coloured
                 else:
                     broken[k].append(file)
             if len(broken[k]) == len(listed):
                 raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
-        floats = any(header.mode == "F" for header in found)
-        seen = _look(found, coloured, pixels.white_level(largest, floats), size)
-    about = {"note": _note(found, look), "lines": _lines(folder, found, look), "broken": broken}
+        seen = _look(found, coloured, values.white(), size)
+    about = {"note": describe(found, values), "lines": _lines(folder, found, look), "broken": broken}
     (out / "about.json").write_text(json.dumps(about))
 
 
@@ -288,7 +323,8 @@ class Folder(NamedTuple):
     names: list[str]  # in seeded random order
     size: int | None  # side in pixels, where nearly all are squares of one size
     n_others: int  # how many are not
-    white: float
+    white: pixels.White
+    note: str  # how values of more than 8 bits are read
 
 
 def look_at(folder: Path) -> Folder:
@@ -300,7 +336,11 @@ def look_at(folder: Path) -> Folder:
     n_others = len(found) - n if size else 0
     if n_others:
         say(f"{folder}: {n_others:,} of {len(found):,} images are not of {size} x {size} pixels", sys.stderr)
-    return Folder(names, size, n_others, white_of(folder, found))
+    values = values_of(folder, found)
+    note = describe(Counter(found.values()), values)
+    if note:
+        say(f"{folder}{note}", sys.stderr)
+    return Folder(names, size, n_others, values.white(), note.removeprefix(", "))
 
 
 def folder_images(
@@ -310,8 +350,8 @@ def folder_images(
 
     Yields (n, C, H, W) or, where sizes differ, lists of (C, H, W): whole, and not turned by EXIF, as in pytorch-fid.
     """
-    names, white = (look or look_at(folder))[::3]
-    broken = []
+    look = look or look_at(folder)
+    names, white, broken = look.names, look.white, []
     chunks = [names[i : i + batch_size] for i in range(0, len(names), batch_size)]
     with ThreadPool() as pool:
         begin = partial(pool.map_async, lambda name: pixels.read_whole(folder / name, mode, white))

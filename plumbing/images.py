@@ -21,10 +21,11 @@ import torchvision
 from common import fail, permutation
 from plumbing import archives, files, pixels, ranks
 from plumbing.files import say
-from plumbing.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size
+from plumbing.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size, writable
 
 NAMES = ("mnist", "cifar10", "lfw", "lfw-all", "digits")
 ARRAYS = (".npz", ".npy")
+LABELS = ("y", "label", "labels", "target", "targets", "class", "classes")  # words in names of arrays
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 BY_HAND = {  # where torchvision looks for what was fetched elsewhere
     "MNIST": "MNIST/raw/ with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
@@ -99,7 +100,7 @@ def one_of_each(data: ImageData) -> torch.Tensor:
 
 def from_files(paths: list[str], channels: int, size: int) -> torch.Tensor:
     """uint8 (N, channels, size, size) of image files. Ends the program with one line for a file that is none."""
-    decoded = [pixels.decode(Path(path), "L" if channels == 1 else "RGB", size, 255.0) for path in paths]
+    decoded = [pixels.decode(Path(path), "L" if channels == 1 else "RGB", size, pixels.White()) for path in paths]
     if None in decoded:
         fail(f"{paths[decoded.index(None)]} cannot be read as an image")
     return torch.from_numpy(np.stack([one.pixels for one in decoded])).permute(0, 3, 1, 2)
@@ -140,23 +141,27 @@ def _read(source: str, root: Path, size: int | None) -> tuple[str, list[Split], 
         folder = _lfw(root) / ("George_W_Bush" if source == "lfw" else "")
         _, splits, _, note = read_folder(folder, root, size, classes=False)
         return source, splits, [], note
-    if source.endswith(ARRAYS) and Path(source).is_file():
+    if source.lower().endswith(ARRAYS) and Path(source).is_file():
         return _read_arrays(Path(source), size)
     return read_folder(image_folder(source, root), root, size)
 
 
 def _torchvision(name: str, root: Path) -> dict[str, torch.utils.data.Dataset]:
     """{"train": , "test": } of a torchvision data set, from `root`, else by download, whose MD5 torchvision checks."""
+    errors = []
     for fetch in (False, True):
         try:
             with files.one_at_a_time(root / name) if fetch else contextlib.nullcontext():
                 kind = getattr(torchvision.datasets, name)
                 return {"train": kind(root, True, download=fetch), "test": kind(root, False, download=fetch)}
         except (OSError, RuntimeError, ValueError, AssertionError) as e:
-            error = e
+            errors.append(e)
+    there = f"{name} is not in {root}/"
+    if "not found" not in str(errors[0]):
+        there = f"{name} in {root}/ is damaged ({errors[0]}): delete it there"
     raise DataError(
-        f"{name} is not in {root}/ and its download failed ({error}); get it where there is a network and put it into "
-        f"{root}/: {BY_HAND[name]}"
+        f"{there}; its download failed ({errors[1]}); get it where there is a network and put it into {root}/: "
+        f"{BY_HAND[name]}"
     )
 
 
@@ -215,11 +220,11 @@ def _innermost(folder: Path) -> Path:
     return folder
 
 
-def read_arrays(path: Path) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
+def read_arrays(path: Path) -> dict[str, tuple[torch.Tensor, np.ndarray | None]]:
     """{"train", "test" ... or "": (uint8 images (N, C, H, W), labels (N,))} of an .npz or .npy file. Raises DataError.
 
     Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), with C of 1 (grey), 3, or one more for transparency. What
-    belongs together is told by names such as x_train and y_train; labels are zeros where there are none.
+    belongs together, and what is a label, is told by words in the names, as in x_train and y_train.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -228,14 +233,16 @@ def read_arrays(path: Path) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
         raise DataError(f"{path} cannot be read: {error}") from None
     found = {}
     for name, array in arrays.items():
-        if array.dtype == np.uint8 and array.ndim in (3, 4):
-            split = _split_of(name) if len(arrays) > 1 else ""
-            if split not in found:
-                labels = [y for key, y in arrays.items() if _split_of(key) == split and _can_label(y, len(array))]
-                found[split] = channels_first(array, path), (labels[0].ravel() if labels else np.zeros(len(array), int))
-                say(f"{path}: images {name} {array.shape}, " + ("labelled" if labels else "no labels"), sys.stderr)
-            else:
-                say(f"{path}: {name} {array.shape} is left out", sys.stderr)
+        split = _word(name, TRAIN + HELD_OUT) if len(arrays) > 1 else ""
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or not array.size:
+            continue
+        if split in found:
+            say(f"{path}: {name} {array.shape} is left out", sys.stderr)
+            continue
+        same_split = [key for key in arrays if _word(key, TRAIN + HELD_OUT) == split]
+        labels = [key for key in same_split if _can_label(key, arrays[key], array)]
+        found[split] = channels_first(array, path), arrays[labels[0]].ravel() if labels else None
+        say(f"{path}: images {name} {array.shape}, labels {labels[0] if labels else 'none'}", sys.stderr)
     if not found:
         held = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in list(arrays.items())[:10])
         wanted = "uint8 images (N, H, W), (N, H, W, C), (N, C, H, W) nor, for fid.py, mu and sigma"
@@ -243,14 +250,14 @@ def read_arrays(path: Path) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
     return found
 
 
-def _split_of(name: str) -> str:
-    """Of an array, by a word in its name."""
-    words = [word for word in re.split("[^a-z]+", name.lower()) if word in TRAIN + HELD_OUT]
-    return words[0] if words else ""
+def _word(name: str, known: tuple[str, ...]) -> str:
+    """The first of the known words in an array's name, or ""."""
+    return next((word for word in re.split("[^a-z0-9]+", name.lower()) if word in known), "")
 
 
-def _can_label(array: np.ndarray, n: int) -> bool:
-    return array.dtype.kind in "iuUS" and array.shape in ((n,), (n, 1))
+def _can_label(name: str, array: np.ndarray, x: np.ndarray) -> bool:
+    is_label = _word(name, LABELS) or name == "arr_1"  # as samplers of diffusion models call it
+    return bool(is_label) and array.dtype.kind in "iubUSf" and array.shape in ((len(x),), (len(x), 1))
 
 
 def channels_first(array: np.ndarray, path: Path) -> torch.Tensor:
@@ -285,16 +292,23 @@ def _read_arrays(path: Path, size: int | None) -> tuple[str, list[Split], list, 
     left_out = sorted(found.keys() - set(names))
     if left_out:
         say(f"{path}: left out: {', '.join(name or 'what has no split in its name' for name in left_out)}", sys.stderr)
-    if not any(pixels.is_coloured(found[name][0].movedim(1, -1).numpy()) for name in names):
-        found = {name: (x[:, :1], labels) for name, (x, labels) in found.items()}
-    classes = np.unique(np.concatenate([found[name][1] for name in names]))
+    channels = 1
+    if any(pixels.is_coloured(found[name][0].movedim(1, -1).numpy()) for name in names):
+        channels = 3
+    labels_of = {name: found[name][1] for name in names}
+    if any(labels is None for labels in labels_of.values()):
+        if any(labels is not None for labels in labels_of.values()):
+            say(f"WARNING: {path}: only one split has labels, so none are used", sys.stderr)
+        labels_of = {name: np.zeros(len(found[name][0]), int) for name in names}
+    classes = np.unique(np.concatenate(list(labels_of.values())))
     splits = []
     for name in names:
-        x, labels = found[name]
+        x = found[name][0]
         order = permutation(len(x), 0, 0)
         for line in crop_line(path, min(x.shape[2:]) ** 2, x.shape[2] * x.shape[3]):
             say(line, sys.stderr)
-        labels = torch.from_numpy(np.searchsorted(classes, labels)).long()[order]
+        x = pixels.with_channels(x if channels == 3 else x[:, :1], channels)
+        labels = torch.from_numpy(np.searchsorted(classes, labels_of[name])).long()[order]
         called = [f"{name or path.stem}/{i:05d}" for i in order.tolist()]
         splits.append(Split(name, _squares(x, size)[order], labels, called))
-    return path.stem, splits, classes.tolist() if len(classes) > 1 else [], ""
+    return writable(path.stem), splits, classes.tolist(), ""

@@ -56,32 +56,55 @@ def header(path: Path) -> Header | None:
         return None
 
 
-def _brightest(image: Image.Image) -> float:
-    return float(np.nan_to_num(np.asarray(image), posinf=0.0).max())
+class Range(NamedTuple):
+    """Of the values of files with more than 8 bits: integers and floats apart."""
+
+    integers: float = 0.0  # the largest
+    floats: float = 0.0
+    lowest: float = 0.0
+
+    def __or__(self, other: "Range") -> "Range":
+        largest = max(self.integers, other.integers), max(self.floats, other.floats)
+        return Range(*largest, min(self.lowest, other.lowest))
+
+    def white(self) -> "White":
+        """The least of 255, 4,095 (12 bits) and 65,535 that holds the largest value, else that value; 1 for floats
+        that are hardly above it, as resampling leaves them.
+        """
+
+        def level(largest: float) -> float:
+            return min(top for top in (255.0, 4095.0, 65535.0, max(largest, 65536.0)) if top >= largest)
+
+        return White(level(self.integers), 1.0 if self.floats <= 1.1 else level(self.floats))
 
 
-def brightest(path: Path) -> float:
-    """The largest value of a file with more than 8 bits; 0 if it is broken."""
+class White(NamedTuple):
+    """The value that is white in a set of files with more than 8 bits."""
+
+    integers: float = 255.0
+    floats: float = 1.0
+
+
+def _range(image: Image.Image) -> Range:
+    values = np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0)
+    largest, lowest = float(values.max()), min(0.0, float(values.min()))
+    return Range(floats=largest, lowest=lowest) if image.mode == "F" else Range(largest, lowest=lowest)
+
+
+def value_range(path: Path) -> Range:
+    """Of a file with more than 8 bits; nothing if it is broken."""
     try:
         with Image.open(path) as image:
-            return _brightest(image)
+            return _range(image)
     except Exception:
-        return 0.0
+        return Range()
 
 
-def white_level(largest: float, floats: bool) -> float:
-    """The value that is white in a set: 1 for floats that are not above it, else the least of 255, 4,095 (12 bits) and
-    65,535 that holds the largest value seen, else that value.
-    """
-    if floats and largest <= 1:
-        return 1.0
-    return min(top for top in (255.0, 4095.0, 65535.0, max(largest, 65536.0)) if top >= largest)
-
-
-def narrow(image: Image.Image, white: float) -> Image.Image:
+def narrow(image: Image.Image, white: White) -> Image.Image:
     """Mode L from a mode with more than 8 bits: 0 ... white become 0 ... 255."""
     values = np.nan_to_num(np.asarray(image, np.float64))
-    return Image.fromarray((values * 255 / white).clip(0, 255).round().astype(np.uint8))
+    level = white.floats if image.mode == "F" else white.integers
+    return Image.fromarray((values * 255 / level).clip(0, 255).round().astype(np.uint8))
 
 
 def over_white(image: Image.Image) -> Image.Image:
@@ -90,7 +113,7 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def flat(image: Image.Image, white: float) -> Image.Image:
+def flat(image: Image.Image, white: White) -> Image.Image:
     """Without transparency, and with 8 bits a channel."""
     if is_wide(image.mode):
         return narrow(image, white)
@@ -119,7 +142,7 @@ def has_colour(path: Path) -> bool:
     """Of the file's pixels, not its mode; False if it is broken."""
     try:
         with Image.open(path) as image:
-            return is_coloured(np.asarray(flat(image, 255.0).convert("RGB")))
+            return is_coloured(np.asarray(flat(image, White()).convert("RGB")))
     except Exception:
         return False
 
@@ -129,29 +152,29 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray  # uint8 (size, size, C)
     header: Header
-    brightest: float  # the largest value where there are more than 8 bits, else 0
+    values: Range  # where there are more than 8 bits
     coloured: bool  # whether there is colour that mode L drops
 
 
-def decode(path: Path, mode: str, size: int, white: float) -> Decoded | None:
+def decode(path: Path, mode: str, size: int, white: White) -> Decoded | None:
     """One file in mode L or RGB: turned upright, on white, centre-cropped to a square, resized. None if it is broken.
 
-    white: see white_level.
+    white: what is white where there are more than 8 bits.
     """
     try:
         with Image.open(path) as image:
             about = _header(image)
             image.draft("L" if about.grey else "RGB", (size, size))  # a large JPEG is decoded at a fraction of its size
-            largest = _brightest(image) if about.wide else 0.0
+            values = _range(image) if about.wide else Range()
             image = flat(ImageOps.exif_transpose(image), white)
             coloured = mode == "L" and not about.grey and is_coloured(np.asarray(image.convert("RGB")))
             square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
-            return Decoded(np.asarray(square).reshape(size, size, -1), about, largest, coloured)
+            return Decoded(np.asarray(square).reshape(size, size, -1), about, values, coloured)
     except Exception:
         return None
 
 
-def read_whole(path: Path, mode: str, white: float) -> torch.Tensor | None:
+def read_whole(path: Path, mode: str, white: White) -> torch.Tensor | None:
     """uint8 (C, H, W) as pytorch-fid reads a file: not turned, transparency dropped; but more than 8 bits scaled.
 
     None if it is broken.

@@ -14,7 +14,7 @@ import torch
 
 from plumbing import files, hardware, ranks
 
-KEPT = "what was saved is kept, and the same command continues from it"
+KEPT = "; what was saved is kept, and the same command continues from it"
 
 
 def is_program() -> bool:
@@ -36,21 +36,22 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(2)
 
 
-def last_words(error: BaseException, largest: str = "--batch-size") -> None:
+def last_words(error: BaseException, largest: str = "--batch-size", training: bool = True) -> None:
     """What ends a script and is no defect of it gets one line: a full disk, too little memory, another rank's death.
 
-    largest: the flag to blame for too little memory.
+    largest: the flag to blame for too little memory. training: whether there is something to go on with.
     """
+    kept = KEPT if training else ""
     text = (str(error) or type(error).__name__).splitlines()[0][:200]
     if isinstance(error, KeyboardInterrupt):
-        files.say(f"{Path(sys.argv[0]).name}: stopped; {KEPT}", sys.stderr)
+        files.say(f"{Path(sys.argv[0]).name}: stopped{kept}", sys.stderr)
         raise SystemExit(130)
     if ranks.lost(error):
-        fail(f"rank {ranks.rank()} has lost the others ({text.split('] ', 1)[-1].split('. ')[0]}); {KEPT}")
+        fail(f"rank {ranks.rank()} has lost the others ({text.split('] ', 1)[-1].split('. ')[0]}){kept}")
     if isinstance(error, OSError):
-        fail(f"{text}; {KEPT}")
+        fail(f"{text}{kept}")
     if hardware.out_of_memory(error):
-        fail(f"not enough memory: try a smaller {largest}; {KEPT} ({text})")
+        fail(f"not enough memory: try a smaller {largest}{kept} ({text})")
 
 
 def setup(args: argparse.Namespace) -> torch.device:
@@ -97,6 +98,6 @@ def running(args: argparse.Namespace) -> Iterator[torch.device]:
             yield setup(args)
         except BaseException as error:
             if is_program():
-                last_words(error, getattr(args, "largest", "--batch-size"))
+                last_words(error, getattr(args, "largest", "--batch-size"), getattr(args, "training", False))
                 sys.stderr = sys.__stderr__  # ranks beyond 0 are silent but for what makes them end
             raise

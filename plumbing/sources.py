@@ -25,6 +25,7 @@ class Source(NamedTuple):
     pictures: Callable[[str], Tensor | Iterable] | None = None  # by mode, "L" or "RGB"
     size: int | None = None  # side of the images, where nearly all are squares of one size
     n_other_sizes: int = 0
+    depth: str = ""  # how values of more than 8 bits are read
     split: str | None = None
     data: images.ImageData | None = None
     seed: int | None = None  # of samples
@@ -76,13 +77,15 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
     weights = _generator(path)
     if weights:
         state = common.load(weights, GENERATORS, "trained_on")
+        if state.get("network") == "D":
+            raise ValueError(f"{weights} is a discriminator, which makes no images")
         script = importlib.import_module(state["script"])
         model = script.build(state).to(device).eval()
         samples = lambda _: script.draw(model, args.n, seed)
         return Source(str(weights), args.n, samples, state["image_size"], seed=seed)
     if not path.exists() and not text.startswith(("http://", "https://")):
         raise ValueError(f"there is no {text}; a data set is named with its split, such as mnist:test")
-    if path.suffix in images.ARRAYS:
+    if path.suffix.lower() in images.ARRAYS:
         found = images.read_arrays(path)
         if len(found) > 1:
             raise ValueError(f"{text} has the splits {', '.join(found)}: name one of them, such as {text}:test")
@@ -91,4 +94,4 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
     folder = images.image_folder(text, Path(args.data_dir))
     look = folders.look_at(folder)
     pictures = partial(folders.folder_images, folder, batch_size=args.batch_size, look=look)
-    return Source(text, len(look.names), pictures, look.size, look.n_others)
+    return Source(text, len(look.names), pictures, look.size, look.n_others, look.note)

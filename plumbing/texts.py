@@ -84,7 +84,7 @@ def encoding_name(name: str) -> str:
 def _in_folder(source: str) -> list[Path]:
     """The .txt files below a folder. Raises FileNotFoundError, which names the other endings, where there are none."""
     paths = [Path(inside, name) for inside, names in files.below(Path(source)) for name in names]
-    found = [path for path in paths if path.suffix.lower() == ".txt"]
+    found = [path for path in paths if path.suffix.lower() == ".txt" and path.is_file()]  # a pipe would wait
     if found:
         return found
     endings = Counter(path.suffix for path in paths).most_common()
@@ -100,7 +100,7 @@ def _in_folder(source: str) -> list[Path]:
 def _matching(pattern: str) -> list[Path]:
     """The files that a pattern matches, in which `**` is folders of any depth. Raises FileNotFoundError."""
     found = {}
-    names = [name for name in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(name)]
+    names = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
     for name in sorted(names, key=len):
         folder, last = os.path.split(name)
         # glob goes round a circle of links forty times: only the shortest way to a file counts.
@@ -122,9 +122,11 @@ def _paths(source: str) -> list[Path]:
 def _decoded(path: Path, encoding: str | None) -> str:
     """What a file holds in this encoding, by default that of its byte order mark, else UTF-8. Raises ValueError."""
     data = path.read_bytes()
+    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    encoding = marked or encoding
     if encoding is None:
-        encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "UTF-8")
-        if encoding == "UTF-8" and b"\0" in data:
+        encoding = "UTF-8"
+        if b"\0" in data:
             raise ValueError(f"{path} is a binary file, not a text; UTF-16 without a byte order mark needs --encoding")
     try:
         return data.decode(encoding)

@@ -80,7 +80,7 @@ def photos(n: int, size=32) -> torch.Tensor:
     """uint8 images (n, 3, size, size): CIFAR-10's where data/ has them, else smooth noise."""
     files = sorted((HERE / "data/cifar10-jpeg/test").glob("*/*"))[::97][:n]
     if len(files) == n:
-        return images.resize(torch.stack([pixels.read_whole(f, "RGB", 255.0) for f in files]), size)
+        return images.resize(torch.stack([pixels.read_whole(f, "RGB", pixels.White()) for f in files]), size)
     noise = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     return common.to_uint8(images.resize(noise, size).clamp(0, 1))
 

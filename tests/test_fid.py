@@ -376,7 +376,7 @@ def test_a_run_on_a_cpu_ends_with_fid_where_that_is_quick(inception_file, capsys
         (["set", "--kid", "--save-stats", "x.npz"], "name the generated images too"),
         (["good.npz", "--save-stats", "x.npz"], "images as REAL"),
         (["set", "--save-stats", "nowhere/x.npz"], "a folder that exists"),
-        (["set", "odd.npz"], "odd.npz does not hold"),
+        (["set", "odd.npz"], "different features: 2048 and 5"),
         (["set", "unsaved"], "is a run folder, but holds no vae.pth"),
         (["set", "notes.txt"], "neither a folder"),
         (["set", "pickle.npz"], "pickle.npz does not hold the statistics"),

@@ -1,8 +1,10 @@
 """Folders and arrays of images as people have them: transparency, depths, layouts, links, endings, shapes, sizes."""
 
 import json
+import os
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -101,12 +103,12 @@ def test_more_than_8_bits(form, level):
     assert whole == {x.tobytes() for x in found}
 
 
-@pytest.mark.parametrize(("top", "white"), [(1.0, 1), (0.25, 1), (200.0, 255), (3e-39, 1)])
+@pytest.mark.parametrize(("top", "white"), [(1.0, 1), (0.25, 1), (1.02, 1), (200.0, 255), (3e-39, 1)])
 def test_floats(top, white):
     Path("set").mkdir()
     for i in range(2):
         Image.fromarray((RAMP / 63 * top).astype(np.float32)).save(f"set/{i}.tif")
-    (x, _), expected = everything(read("set"))[:, 0], (RAMP / 63 * top * 255 / white).round()
+    (x, _), expected = everything(read("set"))[:, 0], (RAMP / 63 * top * 255 / white).clip(0, 255).round()
     assert np.abs(x - expected).max() <= 1
 
 
@@ -115,6 +117,67 @@ def test_floats_that_are_none():
     for i, value in enumerate((np.nan, np.inf, -1.0, 1.0)):
         Image.fromarray(np.full((9, 9), value, np.float32)).save(f"set/{i}.tif")
     assert sorted(everything(read("set", 8))[:, 0, 0, 0].tolist()) == [0, 0, 255, 255]
+
+
+def test_floats_and_integers_have_each_their_white():
+    Path("set").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(f"set/{i}.tif")
+        Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(f"set/{i}.png")
+    Image.fromarray(np.full((9, 9), -0.5, np.float32)).save("set/n.tif")
+    data = read("set", 8)
+    assert sorted(everything(data)[:, 0, 0, 0].tolist()) == [0, 128, 128, 156, 156]
+    assert "2 of more than 8 bits: 0 ... 65,535" in data.note and "3 of more than 8 bits: 0 ... 1 is" in data.note
+    assert "what is below 0, down to -0.5, is black" in data.note
+
+
+def test_fid_says_how_it_scales(monkeypatch, capsys):
+    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    for name, top in (("a", 4000), ("b", 4200)):
+        Path(name).mkdir()
+        for i in range(3):
+            Image.fromarray((RAMP * (top // 63) + i).astype(np.uint16)).save(f"{name}/{i}.png")
+    fid.main(["digits:test", "a", "--features", "lenet", "--json"])
+    found = capsys.readouterr()
+    assert json.loads(found.out)["depth_generated"] == "3 of more than 8 bits: 0 ... 4,095 is black ... white"
+    assert "a, 3 of more than 8 bits: 0 ... 4,095" in found.err
+    monkeypatch.setattr(fid, "network", lambda *_: fid.inception.folded(lenet.LeNet(1, 10).eval()))
+    fid.main(["a", "b", "--json"])
+    assert "WARNING: the two sets have more than 8 bits and are not scaled alike" in capsys.readouterr().err
+
+
+def test_a_cache_is_of_one_place():
+    """Two folders of one name whose files have equal names, sizes and times."""
+    for place, level in (("a", 10), ("b", 240)):
+        Path(place, "photos").mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (9, 9), level).save(f"{place}/photos/{i}.bmp")
+            os.utime(f"{place}/photos/{i}.bmp", (10**9, 10**9))
+        shutil.make_archive(f"{place}/x.{place}", "zip", place, "photos")
+        os.utime(f"{place}/x.{place}.zip", (10**9, 10**9))
+    for place, level in (("a", 10), ("b", 240)):
+        for source in (f"{place}/photos", f"{place}/x.{place}.zip"):
+            assert set(everything(read(source, 8)).ravel()) == {level} and read(source, 8).name == "photos"
+
+
+def test_a_zip_with_backslashes():
+    with zipfile.ZipFile("x.zip", "w") as z:
+        for split in ("train", "test"):
+            for i in range(2):
+                content = image(Path(f"{split}{i}.png"), size=(9, 9), seed=i).read_bytes()
+                z.writestr(zipfile.ZipInfo(f"x\\{split}\\a\\{i}.png"), content)
+    data = read("x.zip", 8)
+    assert (len(data.train), len(data.test)) == (2, 2)
+
+
+def test_a_folder_that_is_no_utf8(monkeypatch):
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    folder = os.fsencode("set") + b"\xff"
+    os.mkdir(folder)
+    for i in range(12):
+        image(Path(f"{i}.png"), mode="L", size=(9, 9), seed=i).rename(os.path.join(os.fsdecode(folder), f"{i}.png"))
+    gan_mnist.main(["--data", os.fsdecode(folder), "--steps", "1", "--batch-size", "4"])
+    assert Path("runs/gan_mnist-set?-gan-dense/generator.pth").exists()
 
 
 def test_a_bright_file_more_changes_the_range():
@@ -162,6 +225,12 @@ LAYOUTS = [  # folders, images in training and held out, classes in both, what i
     ("bicycle train bus", 5, 1, ["bicycle", "bus", "train"], "set: all 6, a tenth of it held out"),
     ("cat", 1, 1, ["cat"], "set: all 2, a tenth of it held out"),
     ("a/x a/y b/x", 5, 1, "ab", "set: all 6, a tenth of it held out"),
+    ("training/a training/b testing/a", 4, 2, "ab", "set: training 4, testing 2"),
+    ("train/a dev/a", 2, 2, "a", "set: train 2, dev 2"),
+    ("train/a train/b .", 3, 1, "ab", "set: train 4, a tenth of it held out, left out: beside them 2"),
+    ("train/a train/b extra", 3, 1, "ab", "set: train 4, a tenth of it held out, left out: extra 2"),
+    ("wrap/train/a wrap/test/a .", 2, 2, "a", "set: train 2, test 2, left out: beside them 2"),
+    ("one/a .", 3, 1, ["", "one"], "set: all 4, a tenth of it held out"),
 ]
 
 
@@ -178,7 +247,7 @@ def test_layouts(listed, n_train, n_test, classes, says, capsys):
         labels += some_labels
         names += some_names
     assert set(labels) == set(classes) and all(
-        label in name.split("/") for label, name in zip(labels, names, strict=True)
+        not label or label in name.split("/") for label, name in zip(labels, names, strict=True)
     )
 
 
@@ -278,6 +347,31 @@ def test_arrays_of_a_train_and_a_test_split(capsys):
     assert "set.npz: left out: val" in said and "masks_train (4, 8, 8) is left out" in said
 
 
+def test_labels_are_told_by_their_names(capsys):
+    """Not by their shape: an index is none. If held-out images have none, none are used; one class keeps its name."""
+    x, y = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8), np.array([3, 4] * 3)
+    np.savez("set.npz", index=np.arange(6), images=x, labels=y)
+    data = read("set.npz", 8)
+    assert torch.cat([data.train_labels, data.test_labels]).bincount().tolist() == [3, 3]
+    np.savez("half.npz", x_train=x, y_train=y, x_test=x)
+    data = read("half.npz", 8)
+    assert not data.train_labels.any() and not data.test_labels.any()
+    assert "WARNING: half.npz: only one split has labels, so none are used" in capsys.readouterr().err
+    np.savez("one.npz", images=x, labels=np.full(6, 7))
+    ((_, labels, _),) = images.labelled("one.npz", "data", 8)
+    assert labels == [7] * 6
+    np.savez("ONE.NPZ", images=x)
+    Path("ONE.NPZ.npz").rename("UP.NPZ")
+    assert len(read("UP.NPZ", 8).train) == 5
+
+
+def test_arrays_in_grey_and_in_colour_together():
+    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    np.savez("set.npz", x_train=x[..., 0], x_test=x)
+    data = read("set.npz", 8)
+    assert data.train.shape == data.test.shape == (4, 3, 8, 8) and (data.train[:, 0] == data.train[:, 2]).all()
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
@@ -285,7 +379,7 @@ def test_arrays_of_a_train_and_a_test_split(capsys):
         ({"x": np.zeros((28, 28, 3), np.uint8)}, "is no set of images"),
         ({"x": np.zeros((4, 8, 8, 7), np.uint8)}, "is no set of images"),
         ({"x": np.zeros((1, 8, 8), np.uint8)}, "holds one image"),
-        ({"x": np.zeros((0, 8, 8), np.uint8)}, "is no set of images"),
+        ({"x": np.zeros((0, 8, 8), np.uint8)}, "neither uint8 images"),
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "neither uint8 images"),
         ({"x": np.array([{}], dtype=object)}, "cannot be read"),
         ({}, "but nothing"),
@@ -364,7 +458,7 @@ def test_an_encoder_of_grey_images_converts_colour(capsys):
     for name in ("colour", "grey"):
         simclr.main(["--features", f"{name}.npz", "--data", name, "--weights", "simclr.pth", "--no-bf16"])
         said = capsys.readouterr().out
-        assert ("in grey, as the encoder was trained on" in said) == (name == "colour")
+        assert ("in grey, as the network was trained on" in said) == (name == "colour")
         features.append(np.load(f"{name}.npz")["features"])
     assert np.array_equal(*features)
     assert (

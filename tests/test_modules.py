@@ -230,7 +230,8 @@ def test_a_generator_alone_begins_with_an_untrained_discriminator(capsys, monkey
     assert "there is no run/discriminator.pth: D begins untrained" in capsys.readouterr().out
     D = gan_mnist.discriminator().state_dict()
     old = {f"{int(key.split('.')[0]) - 1}.{key.split('.')[1]}": value for key, value in D.items()}  # before nn.Flatten
-    common.save({"script": "gan_mnist", "trained_on": "x", "state_dict": old}, Path("run/discriminator.pth"))
+    state = {"script": "gan_mnist", "trained_on": "x", "step": 1, "data": "digits", "network": "D", "state_dict": old}
+    common.save(state, Path("run/discriminator.pth"))
     line = error_line(capsys, gan_mnist.main, [*RUNS[gan_mnist], "--out", "third", "--weights", "run"])
     assert "of another version of the code" in line and len(line) < 250
 

@@ -171,6 +171,55 @@ def test_what_is_too_large_is_named(script, argv, flag, capsys, monkeypatch):
     assert f"not enough memory: try a smaller {flag}; what was saved is kept" in capsys.readouterr().err
 
 
+def test_what_takes_no_memory_is_not_to_blame():
+    flags = ["--sample-every", "100000000", "--n-chars", "999999", "--generate", "--seed", "99999999"]
+    assert vae.get_args(flags[:2]).largest == char_rnn.get_args(flags[2:]).largest == "--batch-size"
+    assert char_rnn.get_args(["--h-dim", "5000", "--batch-size", "64"]).largest == "--h-dim"
+
+
+def test_without_standard_output_a_run_ends_well():
+    command = f"exec {sys.executable} {HERE / 'vae.py'} {' '.join(SMALL)} --steps 1 >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and results_of("run")["step"] == 1, done.stderr[-500:]
+
+
+def test_what_is_measured_of_another_file_does_not_replace_the_runs(monkeypatch, capsys):
+    monkeypatch.setattr(fid, "SAMPLES", 500)
+    dcgan.main([*RUNS[dcgan], "--steps", "4", "--sample-every", "2", "--out", "run"])
+    before = results_of("run")
+    dcgan.main(["--eval", "--weights", "run/best_fd_lenet.pth"])
+    assert results_of("run") == before and Path("run/results-best_fd_lenet.json").exists()
+    for script, name in ((dcgan, "run/discriminator.pth"), (fid, None)):
+        argv = (
+            ["--generate", "--weights", name]
+            if name
+            else ["digits:test", "run/discriminator.pth", "--features", "lenet"]
+        )
+        assert "discriminator" in error_line(capsys, script.main, argv)
+
+
+@pytest.mark.parametrize("script", [vae, gan_mnist, dcgan, char_rnn])
+def test_a_file_without_weights_generates_nothing(script, capsys):
+    Path("run").mkdir()
+    name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
+    torch.save({"script": script.__name__, "trained_on": "x", "step": 1, "data": "x", "arch": "mlp"}, f"run/{name}")
+    assert "it holds no state_dict" in error_line(capsys, script.main, ["--generate", "--weights", "run"])
+
+
+def test_two_processes_generate_each_their_own():
+    """The folder of a second one is not taken for that of the first."""
+    vae.main([*RUNS[vae], "--steps", "1", "--out", "run"])
+    first = subprocess.Popen(
+        [sys.executable, str(HERE / "vae.py"), *"--weights run --generate --n 3000 --seed 1".split()]
+    )
+    while not list(Path("run").glob("generated.*.part")) and first.poll() is None:
+        pass
+    vae.main("--weights run --generate --n 401 --seed 2".split())
+    assert first.wait() == 0
+    counts = sorted(len(list(path.iterdir())) for path in Path("run").glob("generated*") if path.is_dir())
+    assert counts == [401, 3000]
+
+
 def test_ctrl_c_after_training_says_what_is_kept():
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vae\ndef stop(*_): raise KeyboardInterrupt\n"
     code += "from plumbing import process; process.is_program = lambda: True\n"

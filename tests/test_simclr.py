@@ -143,7 +143,9 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     with np.load("x.npz") as file:
         h, names = file["features"], file["names"].tolist()
         assert h.shape == (5, 512) and h.dtype == np.float32 and file["labels"].tolist() == ["cat"] * 2 + ["dog"] * 3
-    x = torch.tensor(pixels.decode(tmp_path / "mine" / names[3], "RGB", 8, 255.0).pixels).permute(2, 0, 1)[None]
+    x = torch.tensor(pixels.decode(tmp_path / "mine" / names[3], "RGB", 8, pixels.White()).pixels).permute(2, 0, 1)[
+        None
+    ]
     numbers = {k: weights[k] for k in ("mean", "std")}
     alone = simclr.represent(simclr.build(weights).f, x, numbers, torch.device("cpu"), True)
     assert np.abs(alone.numpy() - h[3]).max() < 0.05 * np.abs(h[3]).max()

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import os
 import random
 import shlex
 import sys
@@ -153,6 +154,21 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
     assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
     monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
     assert str(char_rnn.load_text(None, "data", 1, 0.1)) == str(text)
+
+
+def test_a_pipe_is_no_text_to_wait_for(tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder/b.txt")
+    (tmp_path / "folder/a.txt").write_text("abc")
+    assert texts.read_text("folder", "data") == texts.read_text("folder/*", "data") == "abc"
+    assert "no such file" in error_line(capsys, char_rnn.main, ["--data", "folder/b.txt"])
+
+
+def test_a_byte_order_mark_is_stronger_than_the_flag(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "folder/b.txt").write_bytes("é".encode("utf-16"))
+    assert texts.read_text("folder", "data", "latin-1") == "é\né"
 
 
 @pytest.mark.skipif(not (HERE / "data/tinyshakespeare.txt").exists(), reason="no tiny Shakespeare in data/")
