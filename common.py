@@ -21,15 +21,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from plumbing import files, hardware, ranks
+from plumbing import files, flags, hardware, ranks
 from plumbing.flags import Parser, largest, number
 from plumbing.process import fail, running  # noqa: F401
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
-VERBS = ("generate", "eval", "interpolate", "export", "encode", "score", "features")  # instead of training
-ONLY_TRAINING = ("steps", "fresh", "compile", "log_every", "save_every", "sample_every")
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
@@ -57,7 +55,10 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
     add("--sample-every", type=number(int, 1), default=sample_every, help="steps between samples and long measurements")
     add = p.group("trained weights")
-    add("--weights", help="weights file or run folder to use (default: the newest run that fits the flags given)")
+    add(
+        "--weights",
+        help="weights file or run folder: to use (default: the newest run that fits), or to begin a training with",
+    )
     return p
 
 
@@ -77,11 +78,7 @@ def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, 
     for action in p._actions:
         action.default = argparse.SUPPRESS
     given = vars(p.parse_args(argv))
-    modes = {verb for verb in VERBS if verb in given} or {"train"}
-    for name, places in (dict.fromkeys(ONLY_TRAINING, ("train",)) | used_in).items():
-        if name in given and not modes & set(places):
-            with_what = " or ".join("training" if place == "train" else f"--{place}" for place in places)
-            p.error(f"--{name.replace('_', '-')} goes with {with_what}")
+    modes = flags.modes(p, given, used_in)
 
     if args.bf16 is None:
         args.bf16 = hardware.has_bf16(args.device)
@@ -282,26 +279,13 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
 
 def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
     """n uint8 images, (B, C, H, W) batch after batch: as a grid, or more than GRID of them as files in generated/."""
-    if n <= GRID:
-        save_grid(torch.cat(list(batches)) / 255, folder / "generated.png", math.ceil(n**0.5))
-        print(folder / "generated.png")
+    if n > GRID:
+        from plumbing.export import export_images
+
+        export_images(batches, n, folder / "generated")
         return
-
-    def fill(out: Path) -> None:
-        batch_of = (x for batch in batches for x in batch)
-        for i, x in enumerate(files.progress(batch_of, "images", n)):
-            torchvision.transforms.functional.to_pil_image(x.cpu()).save(out / f"{i:06d}.png")
-
-    out, part = folder / "generated", folder / f"generated.{os.getpid()}.part"
-    try:
-        part.mkdir()
-        fill(part)
-        if out.exists():
-            print(f"what was there is now {files.move_aside(out)}")
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    print(f"{out}: {n:,} images")
+    save_grid(torch.cat(list(batches)) / 255, folder / "generated.png", math.ceil(n**0.5))
+    print(folder / "generated.png")
 
 
 def to_uint8(images: Tensor) -> Tensor:

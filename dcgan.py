@@ -37,7 +37,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 import common
-from plumbing import files, images, ranks, run_folder
+from plumbing import files, images, lenet, ranks, run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
 
@@ -347,13 +347,11 @@ def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, obje
 
 
 def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
-    import fid
-
     been_better = any(row.get("spread", 0) >= 0.5 for row in run.rows)
     if seen["spread"] < 0.5 and (been_better or run.step >= run.args.steps / 10):  # else G is untrained
         alike = f"samples differ by {seen['spread']:.0%} of what images do"
         files.say(f"WARNING: step {run.step}: mode collapse, {alike}")
-    fid.warn_if_collapsed(run, seen)
+    lenet.warn_if_collapsed(run, seen)
 
 
 def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:

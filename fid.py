@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import files, hardware, images, inception, lenet, ranks, run_folder, sources
+from plumbing import files, hardware, images, inception, lenet, ranks, sources
 
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
@@ -434,18 +434,6 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
     for key, measure in by.items():
         results |= _tried(key, measure, draw) or {}
     return results
-
-
-def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
-    """A line, unless the generator is still untrained: in its first tenth, and never been better."""
-    if "class_entropy" not in seen:
-        return
-    most = math.log(len(seen["class_histogram"]))
-    low = min(1, most / 2)
-    been_better = any(row.get("class_entropy", 0) >= low for row in run.rows)
-    if seen["class_entropy"] < low and (been_better or run.step >= run.args.steps / 10):
-        entropy = f"class entropy {seen['class_entropy']:.2f} nats of {most:.2f}"
-        files.say(f"WARNING: step {run.step}: mode collapse, {entropy}")
 
 
 def _judge_on_a_cpu(real: Tensor) -> Callable[[Draw], dict[str, object]] | None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import common
-from plumbing import files, images, ranks, run_folder
+from plumbing import files, images, lenet, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -211,7 +211,7 @@ def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object
     seen = fid.measured(partial(draw, G), judges)
     if "fd_lenet" in seen:
         run.add("samples", fd_lenet=seen["fd_lenet"], class_entropy=seen["class_entropy"])
-        fid.warn_if_collapsed(run, seen)
+        lenet.warn_if_collapsed(run, seen)
     return seen
 
 

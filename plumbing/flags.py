@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 from plumbing import process, ranks
 
+VERBS = ("generate", "eval", "interpolate", "export", "encode", "score", "features")  # flags instead of training
+ONLY_TRAINING = ("steps", "fresh", "compile", "log_every", "save_every", "sample_every")
 SIZES = ("batch_size", "_dim", "image_size", "n_layers", "seq_len")  # how flags end that say how large something is
 
 
@@ -58,3 +60,16 @@ def largest(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> str:
         if type(value) is int and action.dest.endswith(SIZES):
             times[action.option_strings[-1]] = value / (action.default or 64)  # 64: where the default depends
     return max(times, key=times.get)
+
+
+def modes(parser: argparse.ArgumentParser, given: dict[str, Any], used_in: dict[str, tuple[str, ...]]) -> set[str]:
+    """The verbs that are given, or "train"; an error for a flag that does nothing there.
+
+    used_in: where alone a flag does something, "train" or verbs.
+    """
+    found = {verb for verb in VERBS if verb in given} or {"train"}
+    for name, places in (dict.fromkeys(ONLY_TRAINING, ("train",)) | used_in).items():
+        if name in given and not found & set(places):
+            with_what = " or ".join("training" if place == "train" else f"--{place}" for place in places)
+            parser.error(f"--{name.replace('_', '-')} goes with {with_what}")
+    return found

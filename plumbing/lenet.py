@@ -1,8 +1,10 @@
 """The small classifier behind FD-LeNet: LeNet-5, shipped for MNIST, trained once for any other labelled images."""
 
 import hashlib
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,3 +108,15 @@ def classes(h: Tensor, net: LeNet) -> dict[str, object]:
         "confident": (p.max(1).values > 0.9).float().mean().item(),
         "classifier_accuracy": net.accuracy,
     }
+
+
+def warn_if_collapsed(run: Any, seen: dict[str, object]) -> None:
+    """A line, unless the generator is still untrained: in its first tenth, and never been better."""
+    if "class_entropy" not in seen:
+        return
+    most = math.log(len(seen["class_histogram"]))
+    low = min(1, most / 2)
+    been_better = any(row.get("class_entropy", 0) >= low for row in run.rows)
+    if seen["class_entropy"] < low and (been_better or run.step >= run.args.steps / 10):
+        entropy = f"class entropy {seen['class_entropy']:.2f} nats of {most:.2f}"
+        files.say(f"WARNING: step {run.step}: mode collapse, {entropy}")

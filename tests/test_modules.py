@@ -18,7 +18,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import run_folder
+from plumbing import flags, run_folder
 from tests.helpers import RUNS, SMALL, as_files, error_line, image, last_of, photos, results_of, same, write_inputs
 
 
@@ -113,7 +113,7 @@ USED = {  # flag: its value, and where it is used
     "top-k": ("3", {"generate"}),
     "top-p": ("0.5", {"generate"}),
     "labels": ("0.5", {"train", "eval"}),
-    "weights": ("run", {"train", *common.VERBS}),
+    "weights": ("run", {"train", *flags.VERBS}),
     "steps": ("1", {"train"}),
     "fresh": (None, {"train"}),
     "compile": (None, {"train"}),

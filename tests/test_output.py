@@ -24,7 +24,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import process
+from plumbing import lenet, process
 from report import bench, measure
 from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs
 
@@ -102,7 +102,7 @@ def test_an_untrained_generator_has_not_collapsed(step, entropies, now, warned, 
     """Mode collapse is what has been better before, or is still so after a tenth of the steps."""
     rows = [{"step": 1, "split": "samples", "class_entropy": h, "spread": h / 2} for h in entropies]
     run = SimpleNamespace(step=step, args=SimpleNamespace(steps=100), rows=rows)
-    fid.warn_if_collapsed(run, {"class_entropy": now, "class_histogram": [1] * 10})
+    lenet.warn_if_collapsed(run, {"class_entropy": now, "class_histogram": [1] * 10})
     assert ("mode collapse, class entropy" in capsys.readouterr().out) == warned
     dcgan.warn_if_collapsed(run, {"spread": now / 2})
     assert ("mode collapse, samples differ by" in capsys.readouterr().out) == warned

@@ -17,6 +17,17 @@ from tests.helpers import batch, error_line, image, last_of, picture, results_of
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
 
 
+@pytest.mark.parametrize(("model", "spread"), [(vae.TsinghuaVAE(1), 0.5), (vae.build_vae("mlp", 1), 0.25)])
+def test_reparameterize(model, spread):
+    """From what the head gives: log sigma in Tsinghua's table, log sigma squared in Technion's."""
+    torch.manual_seed(0)
+    mu = torch.full((100_000, 1), 2.0, requires_grad=True)
+    z = model.reparameterize(mu, torch.full((100_000, 1), math.log(spread)))
+    assert z.mean().item() == pytest.approx(2, abs=0.01) and z.std().item() == pytest.approx(0.5, abs=0.01)
+    z.sum().backward()
+    assert (mu.grad == 1).all()
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_elbo(likelihood):
     """The two loss terms, turned into nats, are E log p(x|z) − KL as torch.distributions has it."""
