@@ -19,8 +19,8 @@ KEPT = "; what was saved is kept, and the same command continues from it"
 
 def is_program() -> bool:
     """Whether one of this repository's scripts was started; else its functions are called in somebody's process."""
-    main = Path(getattr(sys.modules["__main__"], "__file__", None) or "/")
-    return Path(__file__).parents[1] in main.resolve().parents and not main.name.startswith("test")
+    main, root = Path(getattr(sys.modules["__main__"], "__file__", None) or "/"), Path(__file__).resolve().parents[1]
+    return main.resolve().parent in (root, root / "report") and not main.name.startswith("test")
 
 
 def any_terminal() -> None:
