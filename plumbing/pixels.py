@@ -101,10 +101,14 @@ def value_range(path: Path) -> Range:
 
 
 def narrow(image: Image.Image, white: White) -> Image.Image:
-    """Mode L from a mode with more than 8 bits: 0 ... white become 0 ... 255."""
+    """Mode L from a mode with more than 8 bits: 0 ... white become 0 ... 255, a transparent value white."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     level = white.floats if image.mode == "F" else white.integers
-    return Image.fromarray((values * 255 / level).clip(0, 255).round().astype(np.uint8))
+    grey = (values * 255 / level).clip(0, 255).round().astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def over_white(image: Image.Image) -> Image.Image:

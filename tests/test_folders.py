@@ -45,11 +45,13 @@ def drawing(mode: str, path: Path, hidden=(0, 0, 0)) -> None:
     elif mode == "L":  # one grey value stands for transparent
         made = Image.fromarray(np.where(rgba[..., 3] > 0, 0, 200).astype(np.uint8))
         made.save(path, transparency=200)
+    elif mode == "I;16":
+        Image.fromarray(np.where(rgba[..., 3] > 0, 0, 30000).astype(np.uint16)).save(path, transparency=30000)
     else:
         made.convert(mode).save(path)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16"])
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (90, 200, 30)])
 def test_transparency_is_white(mode, hidden, capsys):
     expected = np.full((16, 16), 255)
