@@ -401,10 +401,12 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
 @torch.no_grad()
 def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
     """Of uint8 images (N, C, H, W): mu, log_sigma2 (N, z_dim), and elbo (N,), in nats, the mean of 16 samples of z."""
-    batches = x.split(100)
-    mu, log_sigma2 = (torch.cat(t) for t in zip(*(model.posterior(scale(model, x)) for x in batches), strict=True))
-    elbo = torch.cat([log_weights(model, x, 16).mean(0) for x in batches])
-    return {"mu": mu, "log_sigma2": log_sigma2, "elbo": elbo}
+    mu, log_sigma2, elbo = [], [], []
+    for batch in x.split(100):
+        for found, part in zip((mu, log_sigma2), model.posterior(scale(model, batch)), strict=True):
+            found.append(part)
+        elbo.append(log_weights(model, batch, 16).mean(0))
+    return {"mu": torch.cat(mu), "log_sigma2": torch.cat(log_sigma2), "elbo": torch.cat(elbo)}
 
 
 @torch.no_grad()
@@ -558,11 +560,10 @@ def use(args: Namespace, device: torch.device) -> None:
         if len(data.test) < 2:
             common.fail("there is only one held-out image")
     if args.interpolate is not None:
-        x = (
-            images.from_files(chosen, numbers["channels"], numbers["image_size"])
-            if chosen
-            else images.one_of_each(data)
-        )
+        if chosen:
+            x = images.from_files(chosen, numbers["channels"], numbers["image_size"])
+        else:
+            x = images.one_of_each(data)
         draw_interpolation(model, x, folder / "interpolation.png")
         print(folder / "interpolation.png")
     if args.eval:
