@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -76,7 +75,6 @@ def setup(args: argparse.Namespace) -> torch.device:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """What `setup` and a run change for the whole process is as it was before, however this ends."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     timeout = socket.getdefaulttimeout()
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -85,9 +83,6 @@ def restored() -> Iterator[None]:
     finally:
         socket.setdefaulttimeout(timeout)
         torch.use_deterministic_algorithms(strict, warn_only=warns)
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ def of_the_process() -> tuple:
     return sys.excepthook, handlers, socket.getdefaulttimeout(), strict, state, sys.stdout, sys.stderr
 
 
-def interrupted(run: run_folder.Run) -> None:
+def interrupted(run: run_folder.Run, *_, **__) -> None:
+    """In the body of the loop, whose generator still waits to be closed."""
     if run.step == 2:
         raise KeyboardInterrupt
 
@@ -48,7 +49,7 @@ def test_main_leaves_the_process_as_it_was(script, capfd, monkeypatch):
     script.main([*argv, "--steps", "1"])
     assert of_the_process() == before
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.Run, "save", interrupted)
+        patch.setattr(run_folder.Run, "add", interrupted)
         with pytest.raises(KeyboardInterrupt) as held:  # whose traceback keeps the frames of the loop alive
             script.main([*argv, "--steps", "3"])
     assert of_the_process() == before and held
