@@ -57,7 +57,8 @@ def curves(rows: list[dict], path: Path) -> None:
         shown = [row for row in rows if term in row]
         for split in dict.fromkeys(row["split"] for row in shown):
             points = [(row["step"], row[term]) for row in shown if row["split"] == split]
-            axes.plot(*zip(*points, strict=True), label=split)
+            marker = "." if len(points) < 20 else None  # a single point is no line
+            axes.plot(*zip(*points, strict=True), marker=marker, label=split)
         axes.legend()
     files.show(path, partial(figure.savefig, format="png"))
 

@@ -24,7 +24,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet, process
+from plumbing import lenet, plots, process
 from report import bench, measure
 from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs
 
@@ -92,6 +92,14 @@ def test_the_end_of_a_run(capsys, monkeypatch):
         )
         assert isinstance(results_of(f"{script.__name__}-run")["fd_lenet_about"], dict)
         assert Path(f"{script.__name__}-run/metrics.csv").read_text().splitlines()[1].startswith("3,train,")
+
+
+def test_a_single_row_is_to_be_seen(monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    for n in (1, 30):
+        plots.curves([{"step": i, "split": "train", "loss": 1.0} for i in range(n)], Path("curves.png"))
+    assert [figure.axes[0].lines[0].get_marker() for figure in figures] == [".", "None"]
 
 
 @pytest.mark.parametrize(
