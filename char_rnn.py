@@ -583,12 +583,7 @@ def use(args: Namespace, device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    with common.running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+    common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

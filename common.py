@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from plumbing import files, flags, hardware, ranks
 from plumbing.flags import Parser, largest, number
-from plumbing.process import fail, running  # noqa: F401
+from plumbing.process import fail, run, running  # noqa: F401
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
@@ -55,10 +55,8 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
     add("--sample-every", type=number(int, 1), default=sample_every, help="steps between samples and long measurements")
     add = p.group("trained weights")
-    add(
-        "--weights",
-        help="weights file or run folder: to use (default: the newest run that fits), or to begin a training with",
-    )
+    weights_help = "weights file or run folder: to use (default: the newest run that fits), or to begin a training with"
+    add("--weights", help=weights_help)
     return p
 
 
@@ -153,8 +151,9 @@ def save(state: dict[str, Any], path: Path) -> None:
         raise OSError(f"{path} cannot be written: {error}") from None
 
 
-def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict[str, Any]:
-    """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs."""
+def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "", network: str = "") -> dict[str, Any]:
+    """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs.
+    network: "D" where a discriminator is meant, which elsewhere is refused."""
     try:
         if zipfile.is_zipfile(path):
             intact(path)
@@ -171,6 +170,8 @@ def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "") -> dict
     for needed in (key,) if key != "trained_on" else (key, "state_dict", "step", "data"):
         if needed not in state:
             fail(f"{path} is another kind of file of {script}.py: it holds no {needed}{hint}")
+    if state.get("network", network) != network:
+        fail(f"{path} is the discriminator: name the generator, or the run folder")
     return state
 
 
@@ -210,8 +211,6 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     best = f" in runs/{script}-*"
     for path in paths:
         state = load(path, (script,), "trained_on")
-        if state.get("network") == "D":
-            fail(f"{path} is the discriminator: name {name}, or its folder")
         differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
             shipped = " (shipped)" if path.parent == SHIPPED else ""
@@ -249,7 +248,7 @@ def load_beside(D: nn.Module, script: str, args: argparse.Namespace) -> None:
         files.say(f"there is no {path}: D begins untrained")
         return
     try:
-        D.load_state_dict(load(path, (script,), "trained_on")["state_dict"])
+        D.load_state_dict(load(path, (script,), "trained_on", network="D")["state_dict"])
     except (KeyError, RuntimeError) as error:
         no_model(error)
 

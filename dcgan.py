@@ -468,7 +468,7 @@ def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
     export(G.cpu(), torch.randn(3, G.z_dim), folder / "DCGAN_model_G.pth", "z ~ N(0, I) -> images in [-1, 1]")
     if not discriminator.exists():
         common.fail(f"{discriminator.parent} holds no discriminator.pth: only the generator was exported")
-    numbers = common.load(discriminator, ("dcgan",), "trained_on")
+    numbers = common.load(discriminator, ("dcgan",), "trained_on", network="D")
     D = build(numbers, Discriminator).eval()
     x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
     export(D, 2 * x - 1, folder / "DCGAN_model_D.pth", "images in [-1, 1] -> logits, above 0 for data")
@@ -487,8 +487,7 @@ def use(args: Namespace, device: torch.device) -> None:
         data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
         seen = measure(G, fid.judges(data, args.data_dir, device), spread_of(data))
         results = fid.report(seen, samples, data, args, path)
-        file = run_folder.results_of(path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=file)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
@@ -496,12 +495,7 @@ def use(args: Namespace, device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    with common.running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+    common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

@@ -312,17 +312,11 @@ def use(args: Namespace, device: torch.device) -> None:
         data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
         seen = fid.measured(samples, fid.judges(data, args.data_dir, device))
         results = fid.report(seen, samples, data, args, path)
-        file = run_folder.results_of(path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=file)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    with common.running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+    common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

@@ -474,7 +474,7 @@ def data_to_judge(numbers: dict, folder: Path, args: Namespace) -> tuple[images.
 def use(args: Namespace, device: torch.device) -> None:
     """What is done with trained weights."""
     numbers, path = common.find_weights("simclr", "simclr.pth", args, any_data=True)
-    missing = {"state_dict", "mean", "std", "image_size", "data", "step"} - numbers.keys()
+    missing = {"mean", "std", "image_size"} - numbers.keys()
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
     model = build(numbers).to(device)
@@ -486,20 +486,13 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.eval:
         data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
         results = look_inside(model, data, numbers, folder, args)
-        run_folder.finish(
-            folder, numbers["step"], numbers["trained_on"], results, str(data), run_folder.results_of(path)
-        )
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
         export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    with common.running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+    common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

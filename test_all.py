@@ -89,16 +89,14 @@ def test_load_runs_no_code(capsys):
 
 def test_bce_vae_loss():
     x, logits, mu, log_sigma2 = batch().round(), 3 * torch.randn(5, 1, 32, 32), torch.randn(5, 7), torch.randn(5, 7)
-    close = {"rtol": 1e-5, "atol": 1e-4}
+    x, logits, mu, log_sigma2 = (t.double() for t in (x, logits, mu, log_sigma2))  # rounding is not what is tested
     rec = -Bernoulli(logits=logits).log_prob(x).sum() / 5
     kl = kl_divergence(Normal(mu, (log_sigma2 / 2).exp()), Normal(0, 1)).sum() / 5
     for xr, how in ((logits, True), (logits.sigmoid(), False)):
-        torch.testing.assert_close(
-            vae.bce_vae_loss(x, xr, mu, log_sigma2, 0.3, how), (rec + 0.3 * kl, rec, kl), **close
-        )
-    grey, xr = batch(), logits.sigmoid()
+        torch.testing.assert_close(vae.bce_vae_loss(x, xr, mu, log_sigma2, 0.3, how), (rec + 0.3 * kl, rec, kl))
+    grey, xr = batch().double(), logits.sigmoid()
     rec = -(grey * xr.log() + (1 - grey) * (1 - xr).log()).sum() / 5
-    torch.testing.assert_close(vae.bce_vae_loss(grey, xr, mu, log_sigma2)[1], rec, **close)
+    torch.testing.assert_close(vae.bce_vae_loss(grey, xr, mu, log_sigma2)[1], rec)
 
 
 def test_vae_loss_is_the_courses_formula():

@@ -248,7 +248,7 @@ class TsinghuaVAE(VAE):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, log_sigma2 = self.posterior(x)
-        return self.reparameterize(mu, log_sigma2 / 2), mu, log_sigma2
+        return super().reparameterize(mu, log_sigma2), mu, log_sigma2
 
 
 def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32) -> VAE:
@@ -568,8 +568,7 @@ def use(args: Namespace, device: torch.device) -> None:
         print(folder / "interpolation.png")
     if args.eval:
         results = look_inside(model, data, path, folder, args)
-        name = run_folder.results_of(path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, name=name)
+        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.export:
         from plumbing.export import export
 
@@ -580,12 +579,7 @@ def use(args: Namespace, device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args(argv)
-    with common.running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+    common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

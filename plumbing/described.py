@@ -13,9 +13,9 @@ from plumbing import files, images, pixels
 @torch.no_grad()
 def write(
     out: str, folder: Path | None, source: str, data_dir: str, size: int, channels: int, describe: Callable
-) -> dict[str, np.ndarray]:
-    """Write, and hand back, the arrays of describe(uint8 images (n, channels, size, size)), a dictionary of tensors
-    (n, ...) for each batch, with `labels` and the files' `names`.
+) -> None:
+    """Write what describe(uint8 images (n, channels, size, size)) says, a dictionary of tensors (n, ...) for each
+    batch, with `labels` and the files' `names`.
 
     out: a new file.npz, in `folder` unless it names another. Ends the program where something cannot be had or written.
     """
@@ -35,4 +35,3 @@ def write(
         fail(error)
     shapes = ", ".join(f"{key} {arrays[key].shape}" for key in found)
     print(f"{path}: {shapes} of {source}" + ", in grey, as the network was trained on" * in_colour)
-    return arrays

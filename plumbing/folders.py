@@ -104,12 +104,12 @@ def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]
     for file, path in zip(listed, paths, strict=True):
         if len(path) <= depth:
             left_out["beside them"] += 1
-        elif chosen == [""]:
-            splits[""][file] = path[depth] if len(path) > depth + 1 else ""
-        elif path[depth - 1] in splits:
-            splits[path[depth - 1]][file] = path[depth] if len(path) > depth + 1 else ""
+            continue
+        split = "" if chosen == [""] else path[depth - 1]
+        if split in splits:
+            splits[split][file] = path[depth] if len(path) > depth + 1 else ""
         else:
-            left_out[path[depth - 1]] += 1
+            left_out[split] += 1
     return splits, left_out
 
 

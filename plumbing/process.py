@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,3 +96,12 @@ def running(args: argparse.Namespace) -> Iterator[torch.device]:
                 last_words(error, getattr(args, "largest", "--batch-size"), getattr(args, "training", False))
                 sys.stderr = sys.__stderr__  # ranks beyond 0 are silent but for what makes them end
             raise
+
+
+def run(args: argparse.Namespace, train: Callable, use: Callable) -> None:
+    """A script's train(args, device), or what it does with trained weights instead: use(args, device)."""
+    with running(args) as device:
+        if args.training:
+            train(args, device)
+        else:
+            use(args, device)

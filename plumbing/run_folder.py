@@ -367,20 +367,18 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png")) + sum(on_the_way, [])
 
 
-def results_of(weights: Path) -> str:
-    """The name of the file for what is measured of a weights file: the run's own, or one for each other file."""
-    usual = weights.name in ("vae.pth", "generator.pth", "simclr.pth")
-    return "results.json" if usual else f"results-{weights.stem}.json"
-
-
 def finish(
-    folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "", name: str = "results.json"
+    folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "", of: Path | None = None
 ) -> None:
-    """Write `name` (over what it held of this step), print numbers, pictures, and last of which data they are.
+    """Write results.json (over what it held of this step), print numbers, pictures, and last of which data they are.
 
-    data: trained and, unless measured_on names other ones, measured on.
+    data: trained and, unless measured_on names other ones, measured on. of: the weights file; another one than the
+    run's own has a file of results of its own.
     """
-    before = read_json(folder / name)
+    path = folder / "results.json"
+    if of and of.name not in ("vae.pth", "generator.pth", "simclr.pth"):
+        path = folder / f"results-{of.stem}.json"
+    before = read_json(path)
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
@@ -388,10 +386,10 @@ def finish(
     if not data.startswith(measured_on):
         results["measured_on"] = measured_on
         on = f"trained on {data}, measured on {measured_on}"
-    write_json(folder / name, results, files.show)
+    write_json(path, results, files.show)
     for key, value in results.items():
         if key != "data" and not isinstance(value, dict):
             print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
-    for path in _pictures(folder):
-        print(f"picture: {path}")
+    for picture in _pictures(folder):
+        print(f"picture: {picture}")
     print(f"{folder}: {on}")

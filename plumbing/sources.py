@@ -59,10 +59,6 @@ def _generator(path: Path) -> Path | None:
     return None
 
 
-def _in_mode(x: Tensor, mode: str) -> Tensor:
-    return pixels.luma(x) if mode == "L" and x.shape[1] == 3 else x
-
-
 def find(text: str, args: argparse.Namespace, device: torch.device, size: int | None, seed: int) -> Source:
     """The images that an argument means; a data set is read at `size`, where that is given.
 
@@ -77,8 +73,6 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
     weights = _generator(path)
     if weights:
         state = common.load(weights, GENERATORS, "trained_on")
-        if state.get("network") == "D":
-            raise ValueError(f"{weights} is a discriminator, which makes no images")
         script = importlib.import_module(state["script"])
         model = script.build(state).to(device).eval()
         samples = lambda _: script.draw(model, args.n, seed)
@@ -90,7 +84,8 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         if len(found) > 1:
             raise ValueError(f"{text} has the splits {', '.join(found)}: name one of them, such as {text}:test")
         ((x, _),) = found.values()
-        return Source(text, len(x), partial(_in_mode, x), x.shape[2] if x.shape[2] == x.shape[3] else None)
+        size = x.shape[2] if x.shape[2] == x.shape[3] else None
+        return Source(text, len(x), lambda mode: pixels.with_channels(x, len(mode)), size)
     folder = images.image_folder(text, Path(args.data_dir))
     look = folders.look_at(folder)
     pictures = partial(folders.folder_images, folder, batch_size=args.batch_size, look=look)
