@@ -229,6 +229,10 @@ def test_a_generator_alone_begins_with_an_untrained_discriminator(capsys, monkey
     Path("run/discriminator.pth").unlink()
     gan_mnist.main([*RUNS[gan_mnist], "--steps", "1", "--out", "next", "--weights", "run/generator.pth"])
     assert "there is no run/discriminator.pth: D begins untrained" in capsys.readouterr().out
+    line = error_line(
+        capsys, gan_mnist.main, [*RUNS[gan_mnist], "--out", "second", "--weights", "next/discriminator.pth"]
+    )
+    assert "next/discriminator.pth is the discriminator: name the generator" in line
     D = gan_mnist.discriminator().state_dict()
     old = {f"{int(key.split('.')[0]) - 1}.{key.split('.')[1]}": value for key, value in D.items()}  # before nn.Flatten
     state = {"script": "gan_mnist", "trained_on": "x", "step": 1, "data": "digits", "network": "D", "state_dict": old}
