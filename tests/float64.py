@@ -98,3 +98,5 @@ if __name__ == "__main__":
     for argv in json.loads(sys.argv[1]):
         run(*argv)
         ranks.join = lambda *_: None  # one process group for all
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or gloo's threads may outlive what they use, and abort
