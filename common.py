@@ -195,7 +195,7 @@ def first_misfit(error: Exception) -> str:
 def find_weights(script: str, name: str, args: argparse.Namespace, any_data: bool = False) -> tuple[dict, Path]:
     """What the weights file `name` holds that the flags mean, and its path.
 
-    From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then the file shipped in weights/, whose
+    From --weights or the run folder --out; else the newest of runs/SCRIPT-*, then those shipped in weights/, whose
     numbers do not contradict the flags given. any_data: --data says what to do now, not what was trained on.
     """
     ranks.leave()
@@ -205,7 +205,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
         paths = [named if named.is_file() else named / name]
     else:
         paths = sorted(Path("runs").glob(f"{script}-*/{name}"), key=os.path.getmtime, reverse=True)
-        paths += SHIPPED.glob(f"{script}.pth")
+        paths += sorted(SHIPPED.glob(f"{script}*.pth"))
     if any_data or args.weights or args.out:  # or a data set that has moved since
         given.pop("data", None)
     best = f" in runs/{script}-*"
@@ -216,7 +216,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
             shipped = " (shipped)" if path.parent == SHIPPED else ""
             print(f"weights: {path}{shipped}, made from {state['trained_on']}", file=sys.stderr)
             if "a substitute" in state["trained_on"] and not (args.weights or args.out):
-                others = "".join(f", or --weights {path}" for path in SHIPPED.glob(f"{script}.pth"))
+                others = "".join(f", or --weights {path}" for path in SHIPPED.glob(f"{script}*.pth"))
                 said = f"WARNING: so they know that substitute only. For others train again with --fresh{others}"
                 print(said, file=sys.stderr)
             return state, path
@@ -233,7 +233,7 @@ def begin_with(script: str, name: str, args: argparse.Namespace, shape: tuple[st
         return {}
     path = Path(args.weights)
     state = load(path if path.is_file() else path / name, (script,), "trained_on")
-    differ = [f"--{k.replace('_', '-')} {args.given[k]}" for k in shape if args.given.get(k, state[k]) != state[k]]
+    differ = [f"--{k.replace('_', '-')} {v}" for k, v in args.given.items() if k in shape and v != state.get(k)]
     if differ:
         fail(f"{', '.join(differ)}: other than in --weights {path}, whose network this training takes over")
     files.say(f"begins with the weights of {path}, step {state['step']}, made from {state['trained_on']}")

@@ -64,6 +64,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     average_help = "decay of G's averaged weights, of at most a tenth of the steps so far; 0 is none (1806.04498)"
     add("--ema", type=real, default=0.999, help=average_help)
     add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
+    beta1_help = "Adam's β₁ (default: 0.5, as in the paper)"
+    add("--beta1", type=real, default=0.5, help=beta1_help)
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
@@ -390,7 +392,7 @@ def train(args: Namespace, device: torch.device) -> None:
         common.load_beside(D, "dcgan", args)
     d_loss_fn, g_loss_fn = game(args.loss, args.label_noise, label_smoothing)
     probability = torch.sigmoid if args.loss == "gan" else nn.Identity()
-    adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.999), fused=device.type != "mps")
+    adam = partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.999), fused=device.type != "mps")
     G_optimizer, D_optimizer = adam(G.parameters()), adam(D.parameters())
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     shown_G = G

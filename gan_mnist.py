@@ -39,6 +39,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
+    beta1_help = "Adam's β₁ (default: 0.5, as in the course)"
+    add("--beta1", type=common.number(float, 0, below=1), default=0.5, help=beta1_help)
     average_help = "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none"
     add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
     add = p.group("trained weights")
@@ -155,10 +157,10 @@ GAMES = {  # by --loss: D's loss, G's loss, and what stands for D(x) in the curv
 }
 
 
-def get_optimizer(model: nn.Module, lr: float = 1e-3) -> torch.optim.Adam:
-    """Adam with the course's β = (0.5, 0.999)."""
+def get_optimizer(model: nn.Module, lr: float = 1e-3, beta1: float = 0.5) -> torch.optim.Adam:
+    """Adam, by default with the course's β = (0.5, 0.999)."""
     fused = next(model.parameters()).device.type != "mps"
-    return torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.999), fused=fused)
+    return torch.optim.Adam(model.parameters(), lr, betas=(beta1, 0.999), fused=fused)
 
 
 GENERATORS = {"dense": generator, "conv": build_dc_generator}  # by --arch
@@ -233,7 +235,7 @@ def train(args: Namespace, device: torch.device) -> None:
     if begun:
         common.load_beside(D, "gan_mnist", args)
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
-    G_optimizer, D_optimizer = get_optimizer(G, args.lr), get_optimizer(D, args.lr)
+    G_optimizer, D_optimizer = get_optimizer(G, args.lr, args.beta1), get_optimizer(D, args.lr, args.beta1)
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     shown_G = G
     if args.ema:

@@ -43,6 +43,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--tau", type=common.number(float, 0, above=True), default=0.5, help="temperature τ of the loss")
     add("--momentum", type=common.number(float, 0, below=1), default=0.9, help="of SGD")
     add("--weight-decay", type=common.number(float, 0), default=5e-4, help="of SGD")
+    half_help = "part of the steps, the first, in which views have half the side, for a quarter of the time"
+    add("--half-size", type=common.number(float, 0, below=1.0001), default=0.0, help=half_help)
     add("--warmup", type=common.number(int, 0), default=200, help="steps in which the learning rate rises")
     add = p.group("trained weights")
     add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
@@ -440,6 +442,8 @@ def train(args: Namespace, device: torch.device) -> None:
         i = ranks.share(order[k * args.batch_size : (k + 1) * args.batch_size])
         x = pixels[i].to(device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
+        if step <= args.half_size * args.steps:
+            views = F.avg_pool2d(views, 2)  # (2N, 3, S/2, S/2): f takes any size
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             _, z = fast_model(views)  # (2N, feature_dim)
         loss = simclr_loss_vectorized(*z.chunk(2), args.tau, device)

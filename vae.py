@@ -34,18 +34,26 @@ import common
 from plumbing import described, files, images, plots, ranks, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
+SHAPE = ("arch", "latent_dim", "image_size", "likelihood", "width")  # what weights decide that a training begins with
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=20000, batch_size=64, lr=1e-3)
+    p = common.parser(__doc__, steps=20000, batch_size=64, lr=3e-3)
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
-    add("--arch", choices=["tsinghua", "technion", "mlp"], help="network (default: tsinghua for grey, else technion)")
+    add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network (default: technion)")
+    width_help = "channels next to z, or units of mlp (default: 128, or 256 for images of 64 pixels; mlp: 500)"
+    add("--width", type=common.number(int, 8, below=2049), help=width_help)
     size_help = "side in pixels (default: 32, or 64 for images that large)"
     add("--image-size", type=common.number(int, 1, below=4097), help=size_help)
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
+    add("--binarize", action="store_true", help="draw each pixel, 0 or 1, from its grey value, anew each time")
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
     add("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term in the loss (beta-VAE)")
+    schedule_help = "warm-up, then a cosine to 0 at --steps, or constant (default: cosine)"
+    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=schedule_help)
+    samples_help = "importance samples for log p(x) of every held-out image (default: 128, of the first 1,000)"
+    p.group("run")("--samples", type=common.number(int, 1), help=samples_help)
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
@@ -55,7 +63,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--encode", metavar="FILE.npz", help=codes_help)
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    return common.parse_args(p, argv, {"n": ("generate",)})
+    return common.parse_args(p, argv, {"n": ("generate",), "samples": ("train", "eval")})
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -161,9 +169,9 @@ class VAE(nn.Module):
         self.z_dim = z_dim
         self.set_likelihood("gaussian")
 
-    def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001) -> None:
-        """p(x|z): bernoulli for images in [0, 1], or gaussian for images in [-1, 1]."""
-        self.likelihood, self.x_sigma2 = likelihood, x_sigma2
+    def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001, binarize: bool = False) -> None:
+        """p(x|z): bernoulli for images in [0, 1], or gaussian for images in [-1, 1]. binarize: pixels are 0 or 1."""
+        self.likelihood, self.x_sigma2, self.binarize = likelihood, x_sigma2, binarize
         self.output = nn.Sigmoid() if likelihood == "bernoulli" else nn.Tanh()
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,22 +259,33 @@ class TsinghuaVAE(VAE):
         return super().reparameterize(mu, log_sigma2), mu, log_sigma2
 
 
-def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32) -> VAE:
-    """A VAE by name. Raises ValueError for images that the architecture cannot take."""
+def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 128) -> VAE:
+    """A VAE by name. width: channels next to z, or units of mlp; tsinghua has its own.
+
+    Raises ValueError for images or a width that the architecture cannot take.
+    """
     in_size = (channels, image_size, image_size)
     if arch == "tsinghua":
         if in_size != (1, 32, 32):
             raise ValueError(f"tsinghua is made for 1x32x32 images, not {channels}x{image_size}x{image_size}")
         return TsinghuaVAE(latent_dim)
     if arch == "technion":
-        if image_size % 16:
-            raise ValueError(f"technion halves images four times: size must be a multiple of 16, not {image_size}")
-        return VAE(EncoderCNN(channels, 256), DecoderCNN(256, channels), in_size, latent_dim)
+        encoder, decoder = EncoderCNN(channels, width), DecoderCNN(width, channels)
+        missing = -image_size % 16  # 28 pixels become 32 and 28 again
+        if missing:
+            margins = (missing // 2, missing - missing // 2) * 2
+            encoder = nn.Sequential(nn.ZeroPad2d(margins), encoder)
+            decoder = nn.Sequential(decoder, nn.ZeroPad2d([-m for m in margins]))
+        return VAE(encoder, decoder, in_size, latent_dim)
     if arch != "mlp":
-        raise ValueError(f"no architecture {arch}; there are tsinghua, technion and mlp")
-    d_x, h = math.prod(in_size), 512
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(d_x, h), nn.ReLU(inplace=True))
-    decoder = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(h, d_x), nn.Unflatten(1, in_size))
+        raise ValueError(f"no architecture {arch}; there are technion, tsinghua and mlp")
+
+    def dense(i: int, o: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(i, o), nn.ReLU(inplace=True))
+
+    d_x = math.prod(in_size)
+    encoder = nn.Sequential(nn.Flatten(), dense(d_x, width), dense(width, width))
+    decoder = nn.Sequential(nn.ReLU(), dense(width, width), nn.Linear(width, d_x), nn.Unflatten(1, in_size))
     return VAE(encoder, decoder, in_size, latent_dim)
 
 
@@ -301,9 +320,11 @@ def objective(model: nn.Module, x: Tensor, likelihood: str, x_sigma2: float, bet
 
 
 def scale(model: VAE, x: Tensor) -> Tensor:
-    """uint8 images -> floats in the range of the model's likelihood, on its device."""
+    """uint8 images -> floats in the range of the model's likelihood, on its device; or drawn pixels, 0 or 1."""
     x = x.to(next(model.parameters()).device).float()
     x = x / 255 if model.likelihood == "bernoulli" else x / 127.5 - 1
+    if model.binarize:
+        x = torch.bernoulli(x)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -430,7 +451,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     files.say("evaluating on held-out images: ELBO, log p(x), pictures, FD-LeNet ...")
     model.eval()
     terms = evaluate(model, data.test, beta=1.0)
-    some, k = data.test[:1000], 128
+    some, k = (data.test, args.samples) if args.samples else (data.test[:1000], 128)
     results = {"elbo": elbo(model, terms["rec"], terms["kl"], data.test[0].numel())}
     results |= {"rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
     results |= {"log_px": log_px(model, some, k), "log_px_images": len(some), "log_px_samples": k}
@@ -461,9 +482,10 @@ class Reconstruction(nn.Module):
 
 def build(numbers: dict) -> VAE:
     """The model that the flags describe, or that a weights file describes and holds."""
+    numbers = {"width": 256, "binarize": False} | numbers  # files of older versions name neither
     try:
-        model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size")))
-        model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"])
+        model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
+        model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"], numbers["binarize"])
         if "state_dict" in numbers:
             model.load_state_dict(numbers["state_dict"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
@@ -484,19 +506,34 @@ def start_well(model: VAE, x: Tensor) -> None:
         last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
 
 
+def default_width(arch: str, image_size: int) -> int:
+    if arch == "mlp":
+        return 500
+    return 128 if image_size <= 32 else 256
+
+
+def schedule(step: int, steps: int, kind: str) -> float:
+    """The factor of the learning rate in step 1 ... steps: up in WARMUP of them; then along a cosine, or it stays."""
+    cosine = (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+    return min(1, step / WARMUP) * (cosine if kind == "cosine" else 1)
+
+
 def train(args: Namespace, device: torch.device) -> None:
-    begun = common.begin_with("vae", "vae.pth", args, ("arch", "latent_dim", "image_size", "likelihood"))
+    begun = common.begin_with("vae", "vae.pth", args, SHAPE)
     data = images.load_images(args.data, "mnist", args.data_dir, begun.get("image_size", args.image_size))
     channels, image_size = data.train.shape[1:3]
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
-    arch = begun.get("arch", args.arch) or ("tsinghua" if (channels, image_size) == (1, 32) else "technion")
+    arch = begun.get("arch", args.arch)
+    width = begun.get("width", args.width) or default_width(arch, image_size)
     likelihood = begun.get("likelihood", args.likelihood) or ("bernoulli" if channels == 1 else "gaussian")
     latent_dim = begun.get("latent_dim", args.latent_dim)
     if arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
-    numbers = {"arch": arch, "latent_dim": latent_dim, "channels": channels, "image_size": image_size}
-    numbers |= {"likelihood": likelihood, "x_sigma2": args.x_sigma2, "beta": args.beta}
+    if args.binarize and likelihood == "gaussian":
+        common.fail("--binarize makes pixels of 0 and 1, for --likelihood bernoulli")
+    numbers = {"arch": arch, "latent_dim": latent_dim, "channels": channels, "image_size": image_size, "width": width}
+    numbers |= {"likelihood": likelihood, "x_sigma2": args.x_sigma2, "beta": args.beta, "binarize": args.binarize}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     model = build(begun | numbers).to(device)
@@ -508,16 +545,22 @@ def train(args: Namespace, device: torch.device) -> None:
         variant += f"-beta{args.beta:g}"
     if likelihood == "gaussian":
         variant += f"-sigma{args.x_sigma2:g}"
-    run = run_folder.Run(args, variant, data, {"model": model, "optimizer": optimizer}, {"vae.pth": (model, numbers)})
+    if args.binarize:
+        variant += "-binary"
+    state = run_folder.State(steps=args.steps)
+    objects = {"model": model, "optimizer": optimizer, "state": state}
+    run = run_folder.Run(args, variant, data, objects, {"vae.pth": (model, numbers)})
     if run.finished():
         return
+    if args.lr_schedule == "cosine":
+        state.plan(args.steps)
     pixels = common.to_device(data.train, device)
     shared_model = common.for_training(model, compile=False)
     fast_objective = common.compiled(objective, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
     for step in run.steps():
-        optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
+        optimizer.param_groups[0]["lr"] = args.lr * schedule(step, args.steps, args.lr_schedule)
         i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
         x = scale(model, pixels[i])  # (B, C, H, W)
         with autocast:

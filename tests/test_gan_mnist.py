@@ -43,8 +43,8 @@ def test_each_step_changes_its_own_network(arch, monkeypatch):
     def gradients(m):
         return copy.deepcopy([p.grad for p in m.parameters()])
 
-    def spied(model, lr):
-        optimizer, number = get_optimizer(model, lr), len(networks)
+    def spied(model, *how):
+        optimizer, number = get_optimizer(model, *how), len(networks)
         networks.append(model)
         step = optimizer.step
 

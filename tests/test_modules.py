@@ -114,6 +114,7 @@ USED = {  # flag: its value, and where it is used
     "top-k": ("3", {"generate"}),
     "top-p": ("0.5", {"generate"}),
     "labels": ("0.5", {"train", "eval"}),
+    "samples": ("9", {"train", "eval"}),
     "weights": ("run", {"train", *flags.VERBS}),
     "steps": ("1", {"train"}),
     "fresh": (None, {"train"}),

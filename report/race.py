@@ -1,0 +1,245 @@
+"""Recipes raced on a validation part: `python -m report.race NAME [--jobs 2] [--seeds 0 1 2]`.
+
+Each NAME is a list of candidates below: a script, its flags, and for what no flag does, a function that replaces one
+thing. All train on the training set without its last tenth and are measured on that tenth; the test set is not looked
+at. Every candidate and seed is a process with one thread and a run folder in runs/race/, so a race that was stopped
+goes on, and what has been run is not run again. Prints the table as Markdown.
+"""
+
+import argparse
+import importlib
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+import char_rnn
+import simclr
+import vae
+from plumbing import images, lenet, run_folder
+from report.measure import table
+
+GAN = "gan_mnist --data mnist --sample-every 100000"
+DIGITS = "dcgan --data mnist --sample-every 100000"
+VIEWS = "simclr --data data/cifar10-jpeg --batch-size 128 --steps 300 --warmup 30 --lr 0.12 --half-size 1"
+VAE = "vae --data mnist --latent-dim 10 --sample-every 100000 --log-every 500"
+
+
+def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
+    """Adam with another β₂, or with learning rates of G and D that are multiples of --lr."""
+    Adam, times = torch.optim.Adam, iter((G, D))
+
+    def other(parameters, lr, betas=(0.9, 0.999), **rest):
+        return Adam(parameters, lr * next(times, 1), (betas[0], beta2), **rest)
+
+    torch.optim.Adam = other
+
+
+def decay(weight_decay: float) -> None:
+    torch.optim.Adam = partial(torch.optim.AdamW, weight_decay=weight_decay)
+
+
+def encode_drawn_pixels() -> None:
+    """In training the VAE's encoder sees pixels drawn from the grey values, its loss those values."""
+    posterior = vae.VAE.posterior
+    vae.VAE.posterior = lambda self, x: posterior(self, torch.bernoulli(x) if self.training else x)
+
+
+def knn_only() -> None:
+    """SimCLR's evaluation is cut to the kNN accuracy of 5,000 held-out images, by 10,000."""
+
+    def knn(model, data, numbers, folder, args):  # noqa: ARG001
+        some = data.train[:10000], data.test
+        h, test_h = (simclr.represent(model.f, x, numbers, torch.device("cpu"), False) for x in some)
+        return {"knn": simclr.knn_accuracy(h, data.train_labels[:10000], test_h, data.test_labels)}
+
+    simclr.look_inside = knn
+
+
+def decoupled(left: torch.Tensor, right: torch.Tensor, tau: float, device: str) -> torch.Tensor:  # noqa: ARG001
+    """DCL (Yeh et al. 2021, arXiv 2110.06848, eq. 6): the positive pair is not in the denominator."""
+    N, z = len(left), torch.cat([left, right])
+    logits = z @ z.T / tau
+    partner = torch.arange(2 * N).roll(N)[:, None]
+    others = logits.scatter(1, partner, -math.inf).fill_diagonal_(-math.inf)
+    return (torch.logsumexp(others, 1) - logits.gather(1, partner)[:, 0]).mean()
+
+
+def dcl() -> None:
+    knn_only()
+    simclr.simclr_loss_vectorized = decoupled
+
+
+DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
+RACES = {
+    "gan-dense-3000": {
+        "lr 1e-3, β₁ 0": DENSE,
+        "lr 7e-4, β₁ 0": f"{DENSE} --lr 7e-4",
+        "lr 1.4e-3, β₁ 0": f"{DENSE} --lr 1.4e-3",
+        "lr 1e-3, β 0 and 0.99": (DENSE, partial(adam, beta2=0.99)),
+        "lr 1e-3, β₁ 0, lsgan": f"{DENSE} --loss lsgan",
+        "lr 1e-3, β₁ 0, D's twice that": (DENSE, partial(adam, D=2)),
+        "lr 1e-3, β₁ 0, G's half of that": (DENSE, partial(adam, G=0.5)),
+    },
+    "gan-dense": {
+        f"lr {lr}, β₁ {b}": f"{GAN} --steps 1500 --lr {lr} --beta1 {b}"
+        for lr in ("5e-4", "1e-3", "2e-3")
+        for b in ("0", "0.5")
+    },
+    "gan-conv": {
+        f"{loss}, lr {lr}, β₁ {b}": f"{GAN} --arch conv --steps 600 --loss {loss} --lr {lr} --beta1 {b}"
+        for loss in ("gan", "lsgan")
+        for lr in ("1e-3", "3e-3")
+        for b in ("0", "0.5")
+    },
+    "dcgan-mnist": {
+        f"lr {lr}, β₁ {b}": f"{DIGITS} --steps 1000 --lr {lr} --beta1 {b}"
+        for lr in ("2e-4", "1e-3", "2e-3", "4e-3")
+        for b in ("0", "0.5")
+    },
+    "dcgan-mnist-3000": {
+        "lr 2e-3, β₁ 0": f"{DIGITS} --steps 3000 --lr 2e-3 --beta1 0",
+        "lr 4e-3, β₁ 0": f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0",
+        "lr 4e-3, β₁ 0, no noise on D's inputs": f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0 --instance-noise 0",
+        "lr 4e-3, β₁ 0, labels not smoothed": f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0 --label-smoothing 0",
+        "lr 4e-3, β₁ 0, lsgan": f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0 --loss lsgan",
+        "lr 4e-3, β₁ 0, hinge, spectral norm": f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0 --loss hinge"
+        " --spectral-norm",
+    },
+    "vae": {
+        "tsinghua, constant 1e-3": f"{VAE} --steps 4000 --arch tsinghua --lr 1e-3 --lr-schedule constant",
+        "tsinghua, cosine from 3e-3": f"{VAE} --steps 4000 --arch tsinghua",
+        "technion, 64 wide": f"{VAE} --steps 4000 --width 64",
+        "technion, 128 wide": f"{VAE} --steps 4000",
+        "technion, 128 wide, lr 2e-3": f"{VAE} --steps 4000 --lr 2e-3",
+        "technion, 128 wide, lr 5e-3": f"{VAE} --steps 4000 --lr 5e-3",
+    },
+    "vae-10000": {
+        "128 wide": f"{VAE} --steps 10000",
+        "weights decay, 0.05": (f"{VAE} --steps 10000", partial(decay, 0.05)),
+        "encoder sees drawn pixels": (f"{VAE} --steps 10000", encode_drawn_pixels),
+        "192 wide": f"{VAE} --steps 10000 --width 192",
+    },
+    "simclr": {
+        "16 pixels, τ 0.5": (f"{VIEWS} --tau 0.5", knn_only),
+        "16 pixels, τ 0.2": (f"{VIEWS} --tau 0.2", knn_only),
+        "16 pixels, τ 0.1": (f"{VIEWS} --tau 0.1", knn_only),
+        "16 pixels, τ 0.2, DCL": (f"{VIEWS} --tau 0.2", dcl),
+        "16 pixels, τ 0.2, lr 0.24": (f"{VIEWS} --tau 0.2 --lr 0.24", knn_only),
+        "32 pixels, τ 0.2, 75 steps": (f"{VIEWS} --tau 0.2 --half-size 0 --steps 75 --warmup 10", knn_only),
+    },
+    "char_rnn": {
+        "512, dropout 0.4": "char_rnn --data tinyshakespeare",
+        "weights decay, 0.1": ("char_rnn --data tinyshakespeare", partial(decay, 0.1)),
+        "sequences of 128, half the steps": "char_rnn --data tinyshakespeare --seq-len 128 --steps 3000",
+    },
+    "dcgan-cifar10": {
+        f"lr {lr}, β₁ {b}": f"dcgan --data data/cifar10-jpeg --steps 300 --sample-every 100000 --lr {lr} --beta1 {b}"
+        for lr, b in (("2e-4", "0.5"), ("5e-4", "0"), ("1e-3", "0"), ("2e-3", "0"))
+    },
+}
+NUMBERS = ("fd_lenet", "class_entropy", "elbo", "log_px", "knn", "nats", "best_step")
+
+
+def without_the_test_set(load):
+    """load_images, the last tenth of the training set in place of the test set."""
+
+    def loaded(*args):
+        data = load(*args)
+        n = len(data.train) // 10
+        train, labels = data.train, data.train_labels
+        part = data._replace(train=train[:-n], train_labels=labels[:-n], test=train[-n:], test_labels=labels[-n:])
+        judge = lenet.classifier
+        lenet.classifier = lambda _, *rest: judge(data._replace(test=part.test, test_labels=part.test_labels), *rest)
+        return part
+
+    return loaded
+
+
+def without_the_test_text(load):
+    """load_text, the last ninth of the training text in place of the test text."""
+
+    def loaded(*args):
+        text = load(*args)
+        n = len(text.train) // 9
+        return text._replace(train=text.train[:-n], test=text.train[-n:])
+
+    return loaded
+
+
+def candidate(name: str, label: str) -> tuple[list[str], Callable]:
+    """(script and flags, what to change first)."""
+    found = RACES[name][label]
+    flags, change = found if isinstance(found, tuple) else (found, lambda: None)
+    return shlex.split(flags), change
+
+
+def run(name: str, label: str, seed: int) -> None:
+    """One candidate, in a process of its own."""
+    (script, *flags), change = candidate(name, label)
+    images.load_images = without_the_test_set(images.load_images)
+    char_rnn.load_text = without_the_test_text(char_rnn.load_text)
+    change()
+    importlib.import_module(script).main([*flags, "--seed", str(seed), "--out", str(folder(name, label, seed))])
+
+
+def folder(name: str, label: str, seed: int) -> Path:
+    return Path("runs/race", name, re.sub(r"[^\w.]+", "-", label), f"seed-{seed}")
+
+
+def start(name: str, label: str, seed: int) -> None:
+    """Run one candidate to its end, if that has not been done."""
+    out = folder(name, label, seed)
+    if run_folder.read_json(out / "results.json"):
+        return
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "report.race", name, "--one", label, "--seeds", str(seed)]
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
+    said = done.stderr[-500:] if done.returncode else "done"
+    print(f"{label}, seed {seed}: {said}", file=sys.stderr)
+
+
+def row(name: str, label: str, seeds: list[int]) -> list:
+    """The candidate, mean and standard error of each number over the seeds, and their minutes."""
+    found = [run_folder.read_json(folder(name, label, seed) / "results.json") for seed in seeds]
+    cells = [label]
+    for key in NUMBERS:
+        values = [results[key] for results in found if key in results]
+        error = f" ± {stdev(values) / len(values) ** 0.5:.2g}" if len(values) > 1 else ""
+        cells.append(f"{mean(values):.4g}{error}" if values else "")
+    return [*cells, len(found), mean(results["train_minutes"] for results in found if results)]
+
+
+def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("name", nargs="?", choices=RACES)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--jobs", type=int, default=2, help="processes side by side, a thread each (default: 2)")
+    p.add_argument("--one", help=argparse.SUPPRESS)
+    return p.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args(argv)
+    if args.one:
+        run(args.name, args.one, *args.seeds)
+        return
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for seed in args.seeds:
+            for label in RACES[args.name]:
+                pool.submit(start, args.name, label, seed)
+    rows = [row(args.name, label, args.seeds) for label in RACES[args.name]]
+    table(("candidate", *NUMBERS, "seeds", "minutes"), rows)
+
+
+if __name__ == "__main__":
+    main()

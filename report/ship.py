@@ -1,0 +1,104 @@
+"""The weights that ship: `python -m report.ship` copies them from runs/ to weights/, in float16, and writes their card.
+
+A file of which runs/ has no run stays as it is, with its line of the card. `check` is a figure that takes seconds, of
+the file itself; tests/test_weights.py measures it again.
+"""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import torch
+
+import char_rnn
+import common
+import dcgan
+import fid
+import gan_mnist
+import vae
+from plumbing import files, images, run_folder
+
+RUNS = {  # file: the run it is of, and its command
+    "vae.pth": ("vae-mnist-technion-z10", "vae.py --latent-dim 10 --steps 20000"),
+    "gan_mnist.pth": ("gan_mnist-mnist-gan-conv", "gan_mnist.py --arch conv"),
+    "dcgan-mnist.pth": ("dcgan-mnist32-gan", "dcgan.py --data mnist"),
+    "dcgan-cifar10.pth": ("dcgan-cifar10-jpeg32-gan", "dcgan.py --data data/cifar10-jpeg"),
+    "char_rnn.pth": ("char_rnn-shakespeare-works-2x512", "char_rnn.py --data data/shakespeare-works"),
+}
+FILES = "vae.pth", "generator.pth", "char_rnn.pth"
+HEAD = """# Weights that ship
+
+Written by `python -m report.ship`. Floats are float16 in the files and float32 in the networks. Figures are those of
+the run, of held-out data, by the float32 weights; `check` is one that takes seconds, of the file itself, which
+`tests/test_weights.py` measures again: the ELBO of the first 500 test digits, the FD-LeNet of 2,000 samples, the nats
+per character of a text's last 20,000.
+
+Licences of the data: MNIST, CC BY-SA 3.0 (LeCun, Cortes & Burges); CIFAR-10, free for research with a citation
+(Krizhevsky 2009); Shakespeare's works, public domain.
+`lenet-mnist-0a20c348.pth` is the classifier behind FD-LeNet of MNIST, in float32 (plumbing/lenet.py trained it).
+
+| file | command | commit | step | trained on | figures | check | SHA-256 |
+|---|---|---|---:|---|---|---:|---|
+"""
+
+
+def check(path: Path, root: Path = Path()) -> float:
+    """A figure of a weights file that takes seconds; data/ is in `root`."""
+    numbers = torch.load(path, weights_only=True)
+    script = {"vae": vae, "gan_mnist": gan_mnist, "dcgan": dcgan, "char_rnn": char_rnn}[numbers["script"]]
+    model = script.build(numbers).eval()
+    data, data_dir = numbers["data"], str(root / "data")
+    if script is char_rnn:
+        text = char_rnn.load_text(str(root / data), data_dir, 1, 0.1, alphabet=numbers["chars"])
+        return char_rnn.evaluate(model, text.test[-20000:])
+    if data == "cifar10":
+        data = str(root / "data/cifar10-jpeg")
+    held_out = images.load_images(data, "", data_dir, numbers["image_size"])
+    if script is vae:
+        terms = vae.evaluate(model, held_out.test[:500], 1.0)
+        return -terms["rec"] - terms["kl"]
+    judge = fid.judges(held_out, data_dir, torch.device("cpu"))["fd_lenet"]
+    return judge(lambda *_: script.draw(model, 2000, seed=0))["fd_lenet"]
+
+
+def figures(results: dict) -> str:
+    names = {
+        "elbo": "ELBO",
+        "log_px": "log p(x)",
+        "fd_lenet": "FD-LeNet",
+        "class_entropy": "class entropy",
+        "nats": "nats",
+    }
+    return ", ".join(f"{name} {results[key]:.4g}" for key, name in names.items() if key in results)
+
+
+def ship(name: str, run: Path, command: str, commit: str) -> str:
+    """Write weights/NAME; hand back its line of the card."""
+    results = run_folder.read_json(run / "results.json")
+    state = torch.load(next(filter(Path.exists, (run / file for file in FILES))), weights_only=True)
+    half = {k: t.half() if t.is_floating_point() else t for k, t in state["state_dict"].items()}
+    data = "cifar10" if state["data"] == "data/cifar10-jpeg" else state["data"]  # the same images as JPEGs
+    path = common.SHIPPED / name
+    common.save(state | {"state_dict": half, "data": data}, path)
+    cells = f"`{name}`", f"`python {command}`", commit, str(state["step"]), state["trained_on"], figures(results)
+    return f"| {' | '.join(cells)} | {check(path):.4f} | {files.sha256(path)} |"
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    card = common.SHIPPED / "README.md"
+    old = card.read_text().splitlines() if card.exists() else []
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    lines = []
+    for name, (run, command) in RUNS.items():
+        folder = Path("runs", run)
+        if run_folder.read_json(folder / "results.json"):
+            lines.append(ship(name, folder, command, commit.strip()))
+        else:
+            lines += [line for line in old if line.startswith(f"| `{name}`")]
+    card.write_text(HEAD + "\n".join(lines) + "\n")
+    print(f"{card}: {len(lines)} files")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The weights that ship are those of their card, and are worth what it says."""
+
+import pytest
+
+import common
+from plumbing import files
+from report import ship
+from tests.helpers import HERE
+
+CARD = [
+    [cell.strip(" `") for cell in line.split("|")[1:-1]]
+    for line in (common.SHIPPED / "README.md").read_text().splitlines()
+    if line.startswith("| `")
+]
+
+
+def test_the_card_names_every_file_and_no_other():
+    shipped = {path.name for path in common.SHIPPED.glob("*.pth")}
+    assert {row[0] for row in CARD} == {name for name in shipped if not name.startswith("lenet")} == set(ship.RUNS)
+    assert sum(path.stat().st_size for path in common.SHIPPED.iterdir()) < 12e6
+
+
+@pytest.mark.parametrize("row", CARD, ids=lambda row: row[0])
+def test_a_file_is_what_its_card_says(row):
+    name, command, _, step, trained_on, _, _, digest = row
+    path = common.SHIPPED / name
+    assert files.sha256(path) == digest
+    state = common.load(path, (command.split()[1].removesuffix(".py"),), "trained_on")
+    assert str(state["step"]) == step and state["trained_on"] == trained_on
+
+
+@pytest.mark.skipif(not (HERE / "data/MNIST").exists(), reason="needs the real data")
+@pytest.mark.parametrize("row", CARD, ids=lambda row: row[0])
+def test_a_file_is_worth_what_its_card_says(row):
+    assert ship.check(common.SHIPPED / row[0], HERE) == pytest.approx(float(row[6]), rel=0.01)
