@@ -31,7 +31,9 @@ BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to 
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
-def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 100, sample_every: int = 1000) -> Parser:
+def parser(
+    doc: str, steps: int, batch_size: int, lr: float | None, log_every=100, sample_every=1000, lr_help="learning rate"
+) -> Parser:
     """A parser with the flags that every script spells the same way; the numbers are their defaults."""
     p = Parser(doc)
     for title in ("data", "model", "optimisation"):  # the order in which --help shows them
@@ -40,7 +42,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float, log_every: int = 10
     add("--data", help="a data set's name, or the path or URL of your own (default: the script's usual set)")
     add = p.group("optimisation")
     add("--batch-size", type=number(int, 1, below=100_001), default=batch_size, help="samples per step")
-    add("--lr", type=number(float, 0, above=True), default=lr, help="learning rate")
+    add("--lr", type=number(float, 0, above=True), default=lr, help=lr_help)
     add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
     add = p.group("run")

@@ -7,9 +7,10 @@ be taken for data. Each makes its own loss small, in turns (algorithm 1, one ste
     gan      D: −E[log D(x)] − E[log(1 − D(G(z)))]        G: −E[log D(G(z))]         (section 3, non-saturating)
     lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]          G: ½ E[(D(G(z)) − 1)²]     (eq. 9; D is the score itself)
 
-Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3 (initialised as PyTorch does);
-z uniform in (−1, 1); the convolutional generator is that of InfoGAN (Chen et al. 2016, arXiv 1606.03657, appendix C.1)
-without its codes; what is shown, measured and saved is an average of G's weights over its last steps.
+Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3 (initialised as PyTorch does),
+but for Adam's β₁, which for --loss gan is 0 (the course's is --beta1 0.5); z uniform in (−1, 1); the convolutional
+generator is that of InfoGAN (Chen et al. 2016, arXiv 1606.03657, appendix C.1) without its codes; what is shown,
+measured and saved is an average of G's weights over its last steps.
 
     python gan_mnist.py                            # dense networks; the same again continues
     python gan_mnist.py --loss lsgan --arch conv
@@ -39,8 +40,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
-    beta1_help = "Adam's β₁ (default: 0.5, as in the course)"
-    add("--beta1", type=common.number(float, 0, below=1), default=0.5, help=beta1_help)
+    beta1_help = "Adam's β₁ (default: 0 for --loss gan, 0.5 for lsgan; in the course 0.5)"
+    add("--beta1", type=common.number(float, 0, below=1), help=beta1_help)
     average_help = "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none"
     add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
     add = p.group("trained weights")
@@ -235,7 +236,10 @@ def train(args: Namespace, device: torch.device) -> None:
     if begun:
         common.load_beside(D, "gan_mnist", args)
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
-    G_optimizer, D_optimizer = get_optimizer(G, args.lr, args.beta1), get_optimizer(D, args.lr, args.beta1)
+    beta1 = args.beta1
+    if beta1 is None:  # momentum overshoots in the logarithmic game, and holds the other one together
+        beta1 = 0.0 if args.loss == "gan" else 0.5
+    G_optimizer, D_optimizer = get_optimizer(G, args.lr, beta1), get_optimizer(D, args.lr, beta1)
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     shown_G = G
     if args.ema:

@@ -120,7 +120,7 @@ def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
 
 
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
-    rate, results = timed(vae, args, "--latent-dim", "10", "--batch-size", str(VAE_BATCH), *flags)
+    rate, results = timed(vae, args, "--arch", "tsinghua", "--batch-size", str(VAE_BATCH), *flags)
     return {"images/s": VAE_BATCH * rate, "test ELBO": results["elbo"]}
 
 

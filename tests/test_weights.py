@@ -3,6 +3,9 @@
 import pytest
 
 import common
+import dcgan
+import gan_mnist
+import vae
 from plumbing import files
 from report import ship
 from tests.helpers import HERE
@@ -33,3 +36,19 @@ def test_a_file_is_what_its_card_says(row):
 @pytest.mark.parametrize("row", CARD, ids=lambda row: row[0])
 def test_a_file_is_worth_what_its_card_says(row):
     assert ship.check(common.SHIPPED / row[0], HERE) == pytest.approx(float(row[6]), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "name"),
+    [
+        (dcgan, ["--data", "cifar10"], "dcgan-cifar10.pth"),
+        (dcgan, ["--data", "mnist"], "dcgan-mnist.pth"),
+        (gan_mnist, [], "gan_mnist.pth"),
+        (vae, ["--latent-dim", "10"], "vae.pth"),
+    ],
+)
+def test_the_file_that_fits_the_flags_is_found(script, argv, name, capsys):
+    script.main(["--generate", "--n", "4", *argv])
+    said = capsys.readouterr()
+    assert f"weights/{name} (shipped)" in said.err
+    assert said.out.strip() == f"runs/{name.removesuffix('.pth')}-shipped/generated.png"
