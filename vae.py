@@ -42,7 +42,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
     add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network (default: technion)")
-    width_help = "channels next to z, or units of mlp (default: 128, or 256 for images of 64 pixels; mlp: 500)"
+    width_help = "channels next to z, or units of mlp (default: 192, above 32 pixels 256; mlp: 500)"
     add("--width", type=common.number(int, 8, below=2049), help=width_help)
     size_help = "side in pixels (default: 32, or 64 for images that large)"
     add("--image-size", type=common.number(int, 1, below=4097), help=size_help)
@@ -259,7 +259,7 @@ class TsinghuaVAE(VAE):
         return super().reparameterize(mu, log_sigma2), mu, log_sigma2
 
 
-def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 128) -> VAE:
+def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 192) -> VAE:
     """A VAE by name. width: channels next to z, or units of mlp; tsinghua has its own.
 
     Raises ValueError for images or a width that the architecture cannot take.
@@ -509,7 +509,7 @@ def start_well(model: VAE, x: Tensor) -> None:
 def default_width(arch: str, image_size: int) -> int:
     if arch == "mlp":
         return 500
-    return 128 if image_size <= 32 else 256
+    return 192 if image_size <= 32 else 256
 
 
 def schedule(step: int, steps: int, kind: str) -> float:

@@ -19,11 +19,14 @@ import vae
 from plumbing import files, images, run_folder
 
 RUNS = {  # file: the run it is of, and its command
-    "vae.pth": ("vae-mnist-technion-z10", "vae.py --latent-dim 10 --steps 20000"),
-    "gan_mnist.pth": ("gan_mnist-mnist-gan-conv", "gan_mnist.py --arch conv"),
-    "dcgan-mnist.pth": ("dcgan-mnist32-gan", "dcgan.py --data mnist"),
-    "dcgan-cifar10.pth": ("dcgan-cifar10-jpeg32-gan", "dcgan.py --data data/cifar10-jpeg"),
-    "char_rnn.pth": ("char_rnn-shakespeare-works-2x512", "char_rnn.py --data data/shakespeare-works"),
+    "vae.pth": ("race/confirmed/vae/seed-0", "vae.py --latent-dim 10 --steps 20000"),
+    "gan_mnist.pth": ("race/confirmed/gan_mnist-conv/seed-0", "gan_mnist.py --arch conv --steps 2000"),
+    "dcgan-mnist.pth": ("race/confirmed/dcgan/seed-0", "dcgan.py --data mnist"),
+    "dcgan-cifar10.pth": ("dcgan-cifar10-jpeg32-gan", "dcgan.py --data data/cifar10-jpeg --steps 5000"),
+    "char_rnn.pth": (
+        "char_rnn-shakespeare-works-2x512",
+        "char_rnn.py --data data/shakespeare-works --dropout 0.2 --steps 8000",
+    ),
 }
 FILES = "vae.pth", "generator.pth", "char_rnn.pth"
 HEAD = """# Weights that ship

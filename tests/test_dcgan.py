@@ -11,7 +11,7 @@ from torch import nn
 import dcgan
 import fid
 from plumbing import lenet, run_folder
-from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same
+from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same, write_inputs
 
 TINY_DCGAN = "--data digits --batch-size 8 --latent-dim 3 --hidden-dim 2 --log-every 4".split()
 TRICKS = {
@@ -110,6 +110,24 @@ def test_dcgan_resume_is_exact(tricks, monkeypatch):
     assert {"G", "D", "G_optimizer", "D_optimizer"} <= networks.keys()
     dcgan.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
     assert not same(whole["G"], last_of("seed1")["G"])  # the check can fail
+
+
+@pytest.mark.parametrize(
+    ("data", "flags", "lr", "beta1"),
+    [
+        ("digits", [], 0.002, 0.0),
+        ("pictures", [], 0.001, 0.0),
+        ("digits", ["--lr", "2e-4", "--beta1", "0.5"], 2e-4, 0.5),  # the paper's
+    ],
+)
+def test_learning_rates(data, flags, lr, beta1, monkeypatch):
+    write_inputs()
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    dcgan.main([*TINY_DCGAN, *flags, "--data", data, "--image-size", "8", "--steps", "1", "--out", "run"])
+    for optimizer in ("G_optimizer", "D_optimizer"):
+        (group,) = last_of("run")[optimizer]["param_groups"]
+        assert (group["lr"], group["betas"]) == (lr, (beta1, 0.999))
+    assert torch.load("run/generator.pth", weights_only=True)["lr"] == lr
 
 
 def test_a_dcgan_from_start_to_export(capsys, monkeypatch):

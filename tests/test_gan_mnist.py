@@ -166,3 +166,13 @@ def test_averaged_weights():
 def test_bad_gan_input_gets_one_line(argv, says, capsys):
     as_files(photos(4), "colour")
     assert says in error_line(capsys, gan_mnist.main, argv)
+
+
+@pytest.mark.parametrize(
+    ("flags", "beta1"), [([], 0.0), (["--loss", "lsgan"], 0.5), (["--beta1", "0.5"], 0.5), (["--beta1", "0"], 0.0)]
+)
+def test_momentum_is_that_of_the_game(flags, beta1, monkeypatch):
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    gan_mnist.main([*TINY_GAN, *flags, "--steps", "1", "--out", "run"])
+    for optimizer in ("G_optimizer", "D_optimizer"):
+        assert last_of("run")[optimizer]["param_groups"][0]["betas"] == (beta1, 0.999)
