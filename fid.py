@@ -11,7 +11,7 @@ construction, exact for singular covariances. A is Cholesky's factor or, for few
 Differs from the paper: no matrix square root. The weights are its own (TensorFlow, 2015-12-05), in pytorch-fid's file.
 
     python fid.py photos/ generated/               # folders of images, of any sizes and modes
-    python fid.py mnist:test runs/vae-mnist-tsinghua-z10         # a data set and 10,000 samples of a run's generator
+    python fid.py mnist:test runs/vae-mnist-technion-z10         # a data set and 10,000 samples of a run's generator
     python fid.py mnist:test weights/vae.pth --features lenet    # digits: a classifier's features, called FD-LeNet
     python fid.py photos/ --save-stats photos.npz  # mu and sigma, in pytorch-fid's format; later: fid.py photos.npz ...
 """

@@ -1,6 +1,6 @@
 """The run folder: checkpoints, metrics, curves, events, and going on where a run stopped.
 
-runs/vae-mnist-tsinghua-z10/
+runs/vae-mnist-technion-z10/
     last.pth                   everything that training needs to go on
     lock                       held while a process trains here; a dead one's is free
     vae.pth                    the weights, and the numbers that rebuild the model

@@ -12,7 +12,7 @@ from torchvision import transforms
 
 import simclr
 from plumbing import pixels
-from tests.helpers import LONG, error_line, image, losses_agree, photos, picture, results_of, same
+from tests.helpers import LONG, RUNS, error_line, image, losses_agree, photos, picture, results_of, same, write_inputs
 
 
 def test_simclr_gradient_is_finite_for_a_small_tau():
@@ -200,3 +200,17 @@ def test_simclr_of_one_class(tmp_path, capsys):
 )
 def test_bad_simclr_input_gets_one_line(argv, says, capsys):
     assert says in error_line(capsys, simclr.main, argv)
+
+
+def test_the_first_views_are_half_as_large(monkeypatch):
+    write_inputs()
+    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    seen, forward = [], simclr.Model.forward
+
+    def spied(self, x):
+        seen.append(x.shape)
+        return forward(self, x)
+
+    monkeypatch.setattr(simclr.Model, "forward", spied)
+    simclr.main([*RUNS[simclr], "--steps", "4", "--half-size", "0.5", "--out", "run"])
+    assert seen == [(8, 3, 4, 4)] * 2 + [(8, 3, 8, 8)] * 2
