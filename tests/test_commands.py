@@ -13,19 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import char_rnn
 import common
 import dcgan
 import fid
 import gan_mnist
 import simclr
 import vae
-from report import bench, measure
-from tests.helpers import HERE, LONG, NEEDED, RUNS, SCRIPTS, error_line, image, picture, told, write_inputs
+from plumbing import images, lenet
+from report import bench, measure, race, ship
+from tests.helpers import HERE, LONG, NEEDED, RUNS, SCRIPTS, error_line, image, picture, results_of, told, write_inputs
 
 
 def test_import_has_no_side_effect(tmp_path):
     names = ", ".join(script.__name__ for script in SCRIPTS)
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import {names}, report.measure, report.bench"
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import {names}, report.measure, report.bench, report.race, report.ship"
     done = subprocess.run([sys.executable, "-c", code, "--no-such-flag"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
@@ -70,7 +72,7 @@ def parse_only(module, flags: list[str], monkeypatch) -> None:
 
 def test_commands_and_pictures_of_the_documents(monkeypatch):
     """Every command parses, every measurement is described, every picture is shown."""
-    documents = [HERE / "README.md", HERE / "report/README.md"]
+    documents = [HERE / "README.md", HERE / "report/README.md", HERE / "weights/README.md"]
     text = "".join(document.read_text() for document in documents)
     inline = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     scripts, commands = {script.__name__: script for script in SCRIPTS}, 0
@@ -88,7 +90,7 @@ def test_commands_and_pictures_of_the_documents(monkeypatch):
         if name == "measure":
             described |= {*flags[:1]} - {"NAME"}
         if "NAME" not in flags:
-            parse_only({"measure": measure, "bench": bench}[name], flags, monkeypatch)
+            parse_only({"measure": measure, "bench": bench, "race": race, "ship": ship}[name], flags, monkeypatch)
     assert described == set(measure.NAMES), "every measurement is described, and the other way round"
 
     shown = set()
@@ -98,6 +100,32 @@ def test_commands_and_pictures_of_the_documents(monkeypatch):
             shown.add(near if near.exists() else HERE / path)
     pictures = {path for folder in ("assets", "report/pictures") for path in (HERE / folder).iterdir()}
     assert shown == pictures and sum(path.stat().st_size for path in pictures) < 3e6
+
+
+def test_every_candidate_of_every_race_is_a_command():
+    scripts, runs = {script.__name__: script for script in SCRIPTS}, set()
+    for name, labels in race.RACES.items():
+        for label in labels:
+            (script, *flags), change = race.candidate(name, label)
+            assert scripts[script].get_args(flags).training and callable(change)
+            runs.add(race.folder(name, label, 0))
+    assert len(runs) == sum(map(len, race.RACES.values())) > 50
+
+
+def test_a_race_is_run_on_a_validation_part(monkeypatch, capsys):
+    """The test set is out of sight, what has been run is not run again, and the table has mean and standard error."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setitem(race.RACES, "vae", {"tiny": f"{' '.join(['vae', *RUNS[vae]])} --steps 2"})
+    monkeypatch.setattr(race, "start", lambda *run: race.run(*run))
+    monkeypatch.setattr(images, "load_images", images.load_images)
+    monkeypatch.setattr(char_rnn, "load_text", char_rnn.load_text)
+    monkeypatch.setattr(lenet, "classifier", lenet.classifier)
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    race.main(["vae", "--seeds", "0", "--jobs", "1"])
+    assert "| tiny | -" in capsys.readouterr().out
+    results = results_of(race.folder("vae", "tiny", 0))
+    assert results["test_images"] == 161 and "1457 + 161 images" in results["data"]  # of 1,618, not of the test's 179
+    assert race.spread([1.0, 2.0, 3.0]) == "2 ± 0.58" and race.spread([]) == ""
 
 
 def test_report_refuses_a_strange_variant(capsys, monkeypatch):
