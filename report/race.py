@@ -143,6 +143,8 @@ RACES = {
         "lr 2e-3, β₁ 0": DIGITS_8000,
         "labels not smoothed": f"{DIGITS_8000} --label-smoothing 0",
         "hinge, spectral norm": f"{DIGITS_8000} --loss hinge --spectral-norm",
+        "hinge, spectral norm, lr 4e-3": f"{DIGITS_8000} --loss hinge --spectral-norm --lr 4e-3",
+        "spectral norm, lr 4e-3": f"{DIGITS_8000} --spectral-norm --lr 4e-3",
         "lr 4e-3, D's half of that": (f"{DIGITS_8000} --lr 4e-3", partial(adam, D=0.5)),
         "24 wide": f"{DIGITS_8000} --hidden-dim 24",
         "lr falls in the second half": (DIGITS_8000, partial(slow_down, 8000)),
