@@ -321,7 +321,7 @@ def test_start_as_a_shell_hands_it_over(typed, chars, meant):
         (["--data", "fold*"], "there is no such file"),
         (["--data", "http://127.0.0.1:9/a.txt"], "failed"),
         (["--generate", "--start", "caf\u00e9"], "'\u00e9' is not in the alphabet"),
-        (["--generate", "--start", r"a\t"], 'ABCDEFG" and 45 more'),
+        (["--generate", "--start", r"a\t"], "0123456' and 64 more"),
         (["--generate", "--start", ""], "--start is empty"),
         (["--generate", "--temperature", "-1"], "--temperature"),
         (["--generate", "--temperature", "nan"], "--temperature"),
