@@ -41,7 +41,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=64, lr=3e-3)
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
-    add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network (default: technion)")
+    add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network")
     width_help = "channels next to z, or units of mlp (default: 192, above 32 pixels 256; mlp: 500)"
     add("--width", type=common.number(int, 8, below=2049), help=width_help)
     size_help = "side in pixels (default: 32, or 64 for images that large)"
@@ -50,8 +50,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--binarize", action="store_true", help="draw each pixel, 0 or 1, from its grey value, anew each time")
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
     add("--beta", type=common.number(float, 0), default=1.0, help="weight of the KL term in the loss (beta-VAE)")
-    schedule_help = "warm-up, then a cosine to 0 at --steps, or constant (default: cosine)"
-    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=schedule_help)
+    schedule_help = "warm-up, then to 0 at --steps, or constant"
+    p.group("optimisation")("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=schedule_help)
     samples_help = "importance samples for log p(x) of every held-out image (default: 128, of the first 1,000)"
     p.group("run")("--samples", type=common.number(int, 1), help=samples_help)
     add = p.group("trained weights")
@@ -525,7 +525,9 @@ def train(args: Namespace, device: torch.device) -> None:
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
     arch = begun.get("arch", args.arch)
-    width = begun.get("width", args.width) or default_width(arch, image_size)
+    width = begun.get("width", 256) if begun else args.width or default_width(arch, image_size)
+    if arch == "tsinghua" and args.width:
+        common.fail("--width: the layers of --arch tsinghua are those of its table")
     likelihood = begun.get("likelihood", args.likelihood) or ("bernoulli" if channels == 1 else "gaussian")
     latent_dim = begun.get("latent_dim", args.latent_dim)
     if arch == "technion" and args.batch_size == 1:

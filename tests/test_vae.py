@@ -188,6 +188,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--data", "texts/a.txt"], "neither a folder"),
         (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
         (["--data", "digits", "--width", "20"], "8 must divide 20"),
+        (["--data", "digits", "--arch", "tsinghua", "--width", "64"], "--width"),
         (["--data", "digits", "--binarize", "--likelihood", "gaussian"], "--binarize"),
         (["--data", "digits", "--arch", "tsinghua", "--image-size", "28"], "1x32x32"),
         (["--data", "digits", "--out", "/dev/null/run"], "cannot be written"),
@@ -211,3 +212,17 @@ def test_bad_input_gets_one_line(argv, says, tmp_path, capsys):
     image(tmp_path / "one/a.png")
     torch.save({"script": "dcgan", "state_dict": {}}, tmp_path / "foreign/last.pth")
     assert says in error_line(capsys, vae.main, argv)
+
+
+def test_weights_of_older_versions_are_taken(monkeypatch):
+    """Their technion was 256 wide, and their files name neither that nor --binarize."""
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "start_well", lambda *_: pytest.fail("begins anew"))
+    model = vae.build_vae("technion", 2, 1, 16, width=256)
+    old = {"script": "vae", "step": 7, "arch": "technion", "latent_dim": 2, "channels": 1, "image_size": 16}
+    old |= {"likelihood": "bernoulli", "x_sigma2": 0.001, "beta": 1.0, "data": "digits", "trained_on": "digits"}
+    torch.save(old | {"state_dict": model.state_dict()}, "old.pth")
+    vae.main(["--generate", "--n", "4", "--weights", "old.pth", "--out", "drawn"])
+    assert Path("drawn/generated.png").exists()
+    vae.main(["--data", "digits", "--weights", "old.pth", "--steps", "1", "--batch-size", "4", "--out", "next"])
+    assert torch.load("next/vae.pth", weights_only=True)["width"] == 256
