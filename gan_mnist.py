@@ -16,9 +16,9 @@ measured and saved is an average of G's weights over its last steps.
     python gan_mnist.py --loss lsgan --arch conv
     python gan_mnist.py --generate --n 100         # a grid of new digits from the newest run
 
-Measured: FD-LeNet of 10,000 samples to MNIST's test digits 15.4 ± 0.8 (gan, three seeds; the course's: 39.8) in
-1 minute, 14.9 ± 2.4 (conv, 2,000 steps, 2 seeds) in 4 minutes, on one thread of an AMD EPYC; 34.9 (lsgan) and 26.8
-(lsgan, conv) after 4,690 steps, seed 0, in 0.6 and 5.8 minutes on two cores of a Zen 5, bf16.
+Measured: FD-LeNet of 10,000 samples to MNIST's test digits, three seeds, one thread of an AMD EPYC: 15.4 ± 0.8 (gan;
+with the course's β₁ 39.8) in 1 minute, 13.5 ± 2.0 (gan, conv, 2,000 steps) in 4; seed 0, two cores of a Zen 5, bf16:
+34.9 (lsgan) and 26.8 (lsgan, conv) after 4,690 steps, in 0.6 and 5.8 minutes.
 """
 
 from argparse import Namespace
