@@ -449,11 +449,6 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     return total / n
 
 
-def cosine_with_warmup(step: int, steps: int) -> float:
-    """The factor of the learning rate after `step` steps: up in WARMUP of them, then along a cosine to 0."""
-    return min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
 def out_of_patience(args: Namespace, state: dict) -> bool:
     """--early-stopping."""
     return 0 < args.early_stopping <= state["waited"]
@@ -475,7 +470,7 @@ def train(args: Namespace, device: torch.device) -> None:
     best = copy.deepcopy(averaged.module)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     if args.lr_schedule == "cosine":
-        schedule = LambdaLR(optimizer, partial(cosine_with_warmup, steps=args.steps))
+        schedule = LambdaLR(optimizer, lambda done: common.cosine(done + 1, args.steps, WARMUP))
     else:
         schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)

@@ -129,6 +129,11 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
     return torch.cat(slices)
 
 
+def cosine(step: int, steps: int, warmup: int, peak: float = 1.0) -> float:
+    """The learning rate of step 1, 2, ...: up to `peak` in `warmup` steps, and along a cosine to 0 at `steps`."""
+    return peak * min(1, step / max(1, warmup)) * ((1 + math.cos(math.pi * (step - 1) / steps)) / 2)
+
+
 def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
     """AveragedModel's moving average; early on over about a tenth of the steps so far, so that it forgets the start."""
     weight = (10 / (n + 10)).clamp(min=1 - decay)
@@ -137,18 +142,10 @@ def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor)
             mean.lerp_(new, weight.to(mean.dtype))
 
 
-def intact(path: Path) -> None:
-    """Hold a .pth against the checksums inside: torch.load does not, and takes a flipped bit for a weight."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise OSError(f"it is damaged, {damaged} in it is not what was written")
-
-
 def save(state: dict[str, Any], path: Path) -> None:
     """torch.save, whole and read back, or not at all. Raises OSError."""
     try:
-        files.write_whole(path, lambda file: torch.save(state, file), intact)
+        files.write_whole(path, lambda file: torch.save(state, file), files.intact)
     except RuntimeError as error:  # what a full disk raises somewhere inside torch.save
         raise OSError(f"{path} cannot be written: {error}") from None
 
@@ -158,7 +155,7 @@ def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "", network
     network: "D" where a discriminator is meant, which elsewhere is refused."""
     try:
         if zipfile.is_zipfile(path):
-            intact(path)
+            files.intact(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded{hint}")

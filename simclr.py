@@ -435,8 +435,7 @@ def train(args: Namespace, device: torch.device) -> None:
     peak = args.lr * args.batch_size / 256
 
     for step in run.steps():
-        cosine = (1 + math.cos(math.pi * (step - 1) / args.steps)) / 2
-        optimizer.param_groups[0]["lr"] = peak * min(1, step / max(1, args.warmup)) * cosine
+        optimizer.param_groups[0]["lr"] = common.cosine(step, args.steps, args.warmup, peak)
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
         order = common.permutation(len(pixels), args.seed, epoch)
         i = ranks.share(order[k * args.batch_size : (k + 1) * args.batch_size])

@@ -35,6 +35,7 @@ import common
 from plumbing import described, files, images, plots, ranks, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
+OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither
 SHAPE = ("arch", "latent_dim", "image_size", "likelihood", "width")  # what weights decide that a training begins with
 
 
@@ -483,7 +484,7 @@ class Reconstruction(nn.Module):
 
 def build(numbers: dict) -> VAE:
     """The model that the flags describe, or that a weights file describes and holds."""
-    numbers = {"width": 256, "binarize": False} | numbers  # files of older versions name neither
+    numbers = OLDER | numbers
     try:
         model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
         model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"], numbers["binarize"])
@@ -515,8 +516,7 @@ def default_width(arch: str, image_size: int) -> int:
 
 def schedule(step: int, steps: int, kind: str) -> float:
     """The factor of the learning rate in step 1 ... steps: up in WARMUP of them; then along a cosine, or it stays."""
-    cosine = (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-    return min(1, step / WARMUP) * (cosine if kind == "cosine" else 1)
+    return common.cosine(step, steps, WARMUP) if kind == "cosine" else min(1, step / WARMUP)
 
 
 def train(args: Namespace, device: torch.device) -> None:
@@ -526,7 +526,7 @@ def train(args: Namespace, device: torch.device) -> None:
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
     arch = begun.get("arch", args.arch)
-    width = begun.get("width", 256) if begun else args.width or default_width(arch, image_size)
+    width = (OLDER | begun)["width"] if begun else args.width or default_width(arch, image_size)
     if arch == "tsinghua" and args.width:
         common.fail("--width: the layers of --arch tsinghua are those of its table")
     likelihood = begun.get("likelihood", args.likelihood) or ("bernoulli" if channels == 1 else "gaussian")
