@@ -178,6 +178,13 @@ def test_real_tiny_shakespeare():
     assert text.train.dtype == torch.uint8
 
 
+@pytest.mark.skipif(not (HERE / "data/shakespeare-works").exists(), reason="no works of Shakespeare in data/")
+def test_real_works_are_those_of_the_weights_that_ship():
+    text = char_rnn.load_text(str(HERE / "data/shakespeare-works"), str(HERE / "data"), 1, 0.1)
+    shipped = torch.load(HERE / "weights/char_rnn.pth", weights_only=True)
+    assert str(text) == shipped["trained_on"] and text.chars == shipped["chars"]
+
+
 @pytest.mark.parametrize(("distinct", "dtype"), [(256, torch.uint8), (257, torch.int16), (40_000, torch.int32)])
 def test_characters_are_counted_and_encoded_as_a_loop_would(distinct, dtype, monkeypatch):
     monkeypatch.setattr(texts, "PIECE", 1000)
