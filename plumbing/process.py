@@ -88,7 +88,7 @@ def restored() -> Iterator[None]:
 @contextlib.contextmanager
 def running(args: argparse.Namespace) -> Iterator[torch.device]:
     """`setup` for what is done within, undone behind it. A program ends with last_words, callers get the exception."""
-    with restored():
+    with restored(), ranks.failing():
         try:
             yield setup(args)
         except BaseException as error:

@@ -73,6 +73,22 @@ def lost(error: BaseException) -> bool:
     return size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
+@contextlib.contextmanager
+def failing() -> Iterator[None]:
+    """A rank that fails while others are at work ends at once: gloo's threads wait for them, and to unload them aborts.
+
+    But a second late: torchrun looks ten times a second, and names the rank of the lowest number that it finds dead.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if size() == 1:
+            raise
+        sys.stderr.flush()
+        time.sleep(1)
+        os._exit(end.code)
+
+
 def leave() -> None:
     """The common work is done: ranks beyond 0 end here, and rank 0 goes on as a single process."""
     if size() > 1:
