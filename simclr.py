@@ -30,7 +30,7 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, files, images, pixels, plots, ranks, run_folder
+from plumbing import described, files, hardware, images, pixels, plots, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -122,7 +122,7 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     chroma = high - low
     sixths = torch.where(high == r, g - b, torch.where(high == g, b - r, r - g)) / chroma.clamp(min=1e-12)
     sixths = sixths + torch.where(high == r, 0.0, torch.where(high == g, 2.0, 4.0)) + 6 * turn[:, None, None]
-    k = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + sixths[:, None]  # (B, 3, S, S)
+    k = torch.arange(5.0, 0.0, -2.0, device=x.device).view(1, 3, 1, 1) + sixths[:, None]  # 5, 3, 1: (B, 3, S, S)
     k = k - 6 * (k / 6).floor()
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
@@ -147,12 +147,12 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
     n, device = len(x), x.device
     factors = [uniform(n, 0.6, 1.4, device) for _ in range(3)]
     amounts = [*factors, uniform(n, -0.1, 0.1, device)]
-    order = torch.rand(n, 4, device=device).argsort(1)
-    order[torch.rand(n, device=device) >= p] = -1  # these are left alone
-    for turn in order.T:
-        for k, adjust in enumerate(ADJUST):
-            i = (turn == k).nonzero()[:, 0]
-            x[i] = adjust(x[i], amounts[k][i])
+    order = torch.rand(n, 4).argsort(1)  # on the host, which so knows how many images each adjustment has
+    order[torch.rand(n) >= p] = -1  # these are left alone
+    parts = [(turn == k).nonzero()[:, 0] for turn in order.T for k in range(4)]
+    parts = hardware.moved(torch.cat(parts), device).split([len(i) for i in parts])
+    for i, (adjust, amount) in zip(parts, 4 * [*zip(ADJUST, amounts, strict=True)], strict=True):
+        x[i] = adjust(x[i], amount[i])
     return x
 
 
@@ -240,7 +240,7 @@ def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, devi
 
 def normalise(x: Tensor, numbers: dict) -> Tensor:
     """Views in [0, 1] -> mean 0 and variance 1 per channel of the training set."""
-    mean, std = (torch.tensor(numbers[k], device=x.device).view(1, 3, 1, 1) for k in ("mean", "std"))
+    mean, std = (torch.as_tensor(numbers[k], device=x.device).view(1, 3, 1, 1) for k in ("mean", "std"))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -410,6 +410,8 @@ def train(args: Namespace, device: torch.device) -> None:
         few = f"at least 2, and not more than the {len(data.train)} training images"
         common.fail(f"--batch-size {args.batch_size}: {few}")
     image_size = data.train.shape[-1]
+    if args.half_size and image_size < 16:  # a stride on maps of one pixel: its gradient on a CPU was noise, 1e33
+        common.fail(f"--half-size: half of {image_size} pixels is less than the 8 that the network needs")
     every = max(1, image_size // 32)
     some = data.train[:5000, :, ::every, ::every].float() / 255
     encoder, feature_dim = begun.get("encoder", args.encoder), begun.get("feature_dim", args.feature_dim)
@@ -433,14 +435,15 @@ def train(args: Namespace, device: torch.device) -> None:
     held_out, truth = data.test[:2000], data.test_labels[:2000].to(device)
     fast_model = common.for_training(model, args.compile)
     peak = args.lr * args.batch_size / 256
+    colours = {k: torch.tensor(numbers[k], device=device) for k in ("mean", "std")}  # not copied at each step
 
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = common.cosine(step, args.steps, args.warmup, peak)
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
         order = common.permutation(len(pixels), args.seed, epoch)
         i = ranks.share(order[k * args.batch_size : (k + 1) * args.batch_size])
-        x = pixels[i].to(device)  # (N, C, S, S)
-        views = normalise(torch.cat([augment(x), augment(x)]), numbers)  # (2N, 3, S, S)
+        x = common.rows(pixels, i, device)  # (N, C, S, S)
+        views = normalise(torch.cat([augment(x), augment(x)]), colours)  # (2N, 3, S, S)
         if step <= args.half_size * args.steps:
             views = F.avg_pool2d(views, 2)  # (2N, 3, S/2, S/2): f takes any size
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):

@@ -202,7 +202,7 @@ def test_bad_simclr_input_gets_one_line(argv, says, capsys):
     assert says in error_line(capsys, simclr.main, argv)
 
 
-def test_the_first_views_are_half_as_large(monkeypatch):
+def test_the_first_views_are_half_as_large(monkeypatch, capsys):
     write_inputs()
     monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
     seen, forward = [], simclr.Model.forward
@@ -212,5 +212,7 @@ def test_the_first_views_are_half_as_large(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(simclr.Model, "forward", spied)
-    simclr.main([*RUNS[simclr], "--steps", "4", "--half-size", "0.5", "--out", "run"])
-    assert seen == [(8, 3, 4, 4)] * 2 + [(8, 3, 8, 8)] * 2
+    half = [*RUNS[simclr], "--steps", "4", "--half-size", "0.5", "--out", "run"]
+    assert "half of 8 pixels" in error_line(capsys, simclr.main, half)
+    simclr.main([*half, "--image-size", "16"])
+    assert seen == [(8, 3, 8, 8)] * 2 + [(8, 3, 16, 16)] * 2
