@@ -26,7 +26,6 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 import common
 from plumbing import files, ranks, run_folder, texts
@@ -466,8 +464,8 @@ def train(args: Namespace, device: torch.device) -> None:
     numbers = {"h_dim": h_dim, "n_layers": n_layers, "dropout": args.dropout, "chars": text.chars}
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
     model = build(begun | numbers).to(device)
-    averaged = AveragedModel(model, multi_avg_fn=partial(common.average, args.ema))
-    best = copy.deepcopy(averaged.module)  # the averaged weights with the lowest held-out loss so far
+    averaged = copy.deepcopy(model)
+    best = copy.deepcopy(model)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     if args.lr_schedule == "cosine":
         schedule = LambdaLR(optimizer, lambda done: common.cosine(done + 1, args.steps, WARMUP))
@@ -476,7 +474,7 @@ def train(args: Namespace, device: torch.device) -> None:
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{n_layers}x{h_dim}"
-    weights = {"char_rnn.pth": (averaged.module, numbers)}  # the latest, until there is a best
+    weights = {"char_rnn.pth": (averaged, numbers)}  # the latest, until there is a best
     run = run_folder.Run(args, variant, text, objects | {"state": state}, weights)
     if state["measured"]:
         run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
@@ -503,7 +501,7 @@ def train(args: Namespace, device: torch.device) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
-        averaged.update_parameters(model)
+        common.average(averaged, model, args.ema, step)
         state["hidden"] = ranks.gathered(hidden.detach())  # truncated: the next step's gradient ends here
         if args.lr_schedule == "cosine":
             schedule.step()
@@ -512,19 +510,19 @@ def train(args: Namespace, device: torch.device) -> None:
         measure_now = run.due(args.eval_every)
         if measure_now:
             with autocast:
-                nats = ranks.from_first(evaluate(averaged.module, text.test))
+                nats = ranks.from_first(evaluate(averaged, text.test))
             run.add("test", nats=nats)
             if args.lr_schedule == "plateau":
                 schedule.step(nats)
             state["waited"] += 1
             if nats < state["measured"].get("nats", math.inf):
                 state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
-                best.load_state_dict(averaged.module.state_dict())
+                best.load_state_dict(averaged.state_dict())
                 run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
         if measure_now or run.due(args.log_every):
             run.log()
         if run.due(args.sample_every):
-            sample = generate_from_model(averaged.module, text.chars[0], 500, char_maps(text.chars), T=0.8)
+            sample = generate_from_model(averaged, text.chars[0], 500, char_maps(text.chars), T=0.8)
             run.save_text(f"samples/step_{step:07d}.txt", sample)
         if out_of_patience(args, state):
             files.say(f"stopped early at step {step}: {state['waited']} measurements without a new best")

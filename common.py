@@ -78,11 +78,9 @@ def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, 
     for action in p._actions:
         action.default = argparse.SUPPRESS
     given = vars(p.parse_args(argv))
-    modes = flags.modes(p, given, used_in)
-
-    if args.bf16 is None:
-        args.bf16 = hardware.has_bf16(args.device)
-    beside = {"given": given, "science": science, "largest": to_blame, "training": modes == {"train"}}
+    training = flags.modes(p, given, used_in) == {"train"}
+    args.bf16 = hardware.bf16(args.device, args.bf16)
+    beside = {"given": given, "science": science, "largest": to_blame, "training": training}
     return argparse.Namespace(**vars(args), **beside)
 
 
@@ -106,6 +104,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """The whole set on the GPU when it takes less than half of what is free there; else where it is."""
     fits = device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     return x.to(device) if fits else x
+
+
+def rows(x: Tensor, i: Tensor, device: torch.device) -> Tensor:
+    """x[i] on the device, wherever x is; the host waits for no GPU."""
+    return hardware.moved(x[hardware.moved(i, x.device)], device)
 
 
 @lru_cache(maxsize=4)
@@ -134,12 +137,12 @@ def cosine(step: int, steps: int, warmup: int, peak: float = 1.0) -> float:
     return peak * min(1, step / max(1, warmup)) * ((1 + math.cos(math.pi * (step - 1) / steps)) / 2)
 
 
-def average(decay: float, means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-    """AveragedModel's moving average; early on over about a tenth of the steps so far, so that it forgets the start."""
-    weight = (10 / (n + 10)).clamp(min=1 - decay)
-    for mean, new in zip(means, weights, strict=True):
-        if mean.is_floating_point():  # else BatchNorm's counter, which nothing reads
-            mean.lerp_(new, weight.to(mean.dtype))
+@torch.no_grad()
+def average(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """The moving average of step 1, 2, ...: over 1/(1 - decay) steps, early on over about a tenth of those so far."""
+    pairs = zip((*mean.parameters(), *mean.buffers()), (*model.parameters(), *model.buffers()), strict=True)
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]  # else BatchNorm's counter, which nothing reads
+    torch._foreach_lerp_(*zip(*floats, strict=True), max(10 / (step + 9), 1 - decay))
 
 
 def save(state: dict[str, Any], path: Path) -> None:

@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.optim.swa_utils import AveragedModel
 
 import common
 from plumbing import files, images, lenet, ranks, run_folder
@@ -398,8 +397,7 @@ def train(args: Namespace, device: torch.device) -> None:
     objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     shown_G = G
     if args.ema:
-        averaged = AveragedModel(G, multi_avg_fn=partial(common.average, args.ema), use_buffers=True)
-        objects["averaged"], shown_G = averaged, averaged.module
+        shown_G = objects["averaged"] = copy.deepcopy(G)
 
     variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if spectral_norm else "")
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
@@ -417,8 +415,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
     for step in run.steps():
         logged, sampled = run.due(args.log_every), run.due(args.sample_every)
-        x = pixels[ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))]
-        x = x.to(device).float() / 127.5 - 1
+        i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        x = common.rows(pixels, i, device).float() / 127.5 - 1
         if flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
         x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
@@ -427,7 +425,7 @@ def train(args: Namespace, device: torch.device) -> None:
             fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, G.noise, sigma, args.bf16
         )
         if args.ema:
-            averaged.update_parameters(G)
+            common.average(shown_G, G, args.ema, step)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if logged:

@@ -565,7 +565,7 @@ def train(args: Namespace, device: torch.device) -> None:
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = args.lr * schedule(step, args.steps, args.lr_schedule)
         i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
-        x = scale(model, pixels[i])  # (B, C, H, W)
+        x = scale(model, common.rows(pixels, i, device))  # (B, C, H, W)
         with autocast:
             loss, rec, kl = fast_objective(shared_model, x, likelihood, args.x_sigma2, args.beta)
         optimizer.zero_grad()

@@ -21,11 +21,22 @@ def device_name(text: str) -> str:
     return device
 
 
-def has_bf16(device: str) -> bool:
-    """Whether the hardware itself computes in bfloat16."""
+def bf16(device: str, wanted: bool | None) -> bool:
+    """Whether to compute in bfloat16: as wanted, or, for None, where the hardware itself does."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if wanted and not has:
+        print(f"--bf16: this {device} only emulates bfloat16, slower than --no-bf16", file=sys.stderr)
+    return has if wanted is None else wanted
+
+
+def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on the device; to a GPU from page-locked memory, so that the host need not wait for the copy."""
+    if x.is_cpu and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def keep_freed_memory() -> None:

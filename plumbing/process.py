@@ -64,7 +64,9 @@ def setup(args: argparse.Namespace) -> torch.device:
         said = "device mps: nobody has run these scripts on a Mac yet; --device cpu takes what is tested"
         files.say(said, sys.stderr)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what the next line needs
-    torch.use_deterministic_algorithms(getattr(args, "deterministic", False), warn_only=True)  # names those that stay
+    deterministic = getattr(args, "deterministic", False)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # names those that stay
+    torch.backends.cudnn.benchmark = not deterministic  # the fastest kernels are found by trying
     if is_program():
         hardware.keep_freed_memory()
     socket.setdefaulttimeout(30)  # seconds, so that no download hangs
@@ -75,13 +77,14 @@ def setup(args: argparse.Namespace) -> torch.device:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """What `setup` and a run change for the whole process is as it was before, however this ends."""
-    timeout = socket.getdefaulttimeout()
+    timeout, benchmark = socket.getdefaulttimeout(), torch.backends.cudnn.benchmark
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             yield
     finally:
         socket.setdefaulttimeout(timeout)
+        torch.backends.cudnn.benchmark = benchmark
         torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 

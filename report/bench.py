@@ -42,7 +42,7 @@ from plumbing import folders, hardware, images, inception, process, ranks, run_f
 VAE_BATCH = 64
 GAN_BATCH = 128
 SIMCLR_BATCH = 256
-BF16 = hardware.has_bf16("cpu")  # what scripts do without --no-bf16
+BF16 = hardware.bf16("cpu", None)  # what scripts do without --no-bf16
 
 
 class PerImage(Dataset):

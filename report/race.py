@@ -54,6 +54,50 @@ def slow_down(steps: int) -> None:
     dcgan.update = slower
 
 
+def by_turns() -> None:
+    """D of 3 x 3 and 4 x 4 kernels by turns (Miyato et al. 2018, table 3), with spectral norm."""
+    start = dcgan.Discriminator.__init__
+
+    def conv(*layer: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(*layer), torch.nn.LeakyReLU(0.1))
+
+    def other(D, in_size, widths=(64, 128, 256), spectral_norm=True) -> None:
+        start(D, in_size, widths, spectral_norm=False)
+        stages = [(conv(i, o, 3, 1, 1), conv(o, o, 4, 2, 1)) for i, o in itertools.pairwise((in_size[0], *widths))]
+        D.net = torch.nn.Sequential(*itertools.chain(*stages), D.net[-1])
+        for m in list(D.modules()):
+            if spectral_norm and isinstance(m, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(m.weight)
+                torch.nn.utils.parametrizations.spectral_norm(m)
+
+    dcgan.Discriminator.__init__ = other
+
+
+def augment(x: torch.Tensor, sigma: float = 0.0) -> torch.Tensor:
+    """DiffAugment (Zhao et al. 2020): D sees all images brighter or darker, paler, shifted, and with a hole."""
+    B, _, H, W = x.shape
+    u = torch.rand(7, B, 1, 1, 1) - 0.5
+    x = x + u[0]
+    mean = x.mean(1, keepdim=True)
+    x = mean + (x - mean) * (2 * u[1] + 1)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * (u[2] + 1)
+    row, column = torch.arange(H).view(1, 1, H, 1), torch.arange(W).view(1, 1, 1, W)
+    rows, columns = (row + (u[3] * H / 4).round()).long(), (column + (u[4] * W / 4).round()).long()
+    inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
+    at = (rows.clamp(0, H - 1) * W + columns.clamp(0, W - 1)).expand_as(x).flatten(2)
+    x = x.flatten(2).gather(2, at).view_as(x) * inside
+    hole = ((row - (u[5] + 0.5) * H).abs() < H / 4) & ((column - (u[6] + 0.5) * W).abs() < W / 4)
+    return noisy(x * ~hole, sigma)
+
+
+noisy = dcgan.noisy
+
+
+def diff_augment() -> None:
+    dcgan.noisy = augment
+
+
 def decay(weight_decay: float) -> None:
     torch.optim.Adam = partial(torch.optim.AdamW, weight_decay=weight_decay)
 
@@ -95,6 +139,9 @@ VIEWS = "simclr --data data/cifar10-jpeg --batch-size 128 --steps 300 --warmup 3
 VAE = "vae --data mnist --latent-dim 10 --sample-every 100000 --log-every 500"
 DIGITS_3000 = f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0"
 DIGITS_8000 = "dcgan --data mnist --steps 8000 --lr 2e-3 --beta1 0"
+CIFAR_1000 = "dcgan --data data/cifar10-jpeg --steps 1000 --sample-every 1000"
+FACES = "dcgan --data data/lfw-bush --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
+SN_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
 DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
 BINARY = "vae --data mnist --binarize --image-size 28 --sample-every 100000 --log-every 1000"
 RACES = {
@@ -142,9 +189,14 @@ RACES = {
     "dcgan-mnist-8000": {  # beyond 5,000 steps the distance stays
         "lr 2e-3, β₁ 0": DIGITS_8000,
         "labels not smoothed": f"{DIGITS_8000} --label-smoothing 0",
-        "hinge, spectral norm": f"{DIGITS_8000} --loss hinge --spectral-norm",
-        "hinge, spectral norm, lr 4e-3": f"{DIGITS_8000} --loss hinge --spectral-norm --lr 4e-3",
+        "hinge, spectral norm": SN_8000,
+        "hinge, spectral norm, lr 4e-3": f"{SN_8000} --lr 4e-3",
+        "hinge, spectral norm, lr 8e-3": f"{SN_8000} --lr 8e-3",
+        "hinge, spectral norm, lr 4e-3, falling": (f"{SN_8000} --lr 4e-3", partial(slow_down, 8000)),
+        "hinge, spectral norm, lr 4e-3, 24 wide": f"{SN_8000} --lr 4e-3 --hidden-dim 24",
+        "spectral norm": f"{DIGITS_8000} --spectral-norm",
         "spectral norm, lr 4e-3": f"{DIGITS_8000} --spectral-norm --lr 4e-3",
+        "spectral norm, lr 4e-3, falling": (f"{DIGITS_8000} --spectral-norm --lr 4e-3", partial(slow_down, 8000)),
         "lr 4e-3, D's half of that": (f"{DIGITS_8000} --lr 4e-3", partial(adam, D=0.5)),
         "24 wide": f"{DIGITS_8000} --hidden-dim 24",
         "lr falls in the second half": (DIGITS_8000, partial(slow_down, 8000)),
@@ -196,6 +248,22 @@ RACES = {
         "512, dropout 0.4": "char_rnn --data tinyshakespeare",
         "weights decay, 0.1": ("char_rnn --data tinyshakespeare", partial(decay, 0.1)),
         "sequences of 128, half the steps": "char_rnn --data tinyshakespeare --seq-len 128 --steps 3000",
+    },
+    "dcgan-cifar10-1000": {
+        "lr 1e-3": CIFAR_1000,
+        "hinge, spectral norm, lr 1e-3": f"{CIFAR_1000} --loss hinge --spectral-norm",
+        "hinge, spectral norm, lr 2e-3": f"{CIFAR_1000} --loss hinge --spectral-norm --lr 2e-3",
+        "spectral norm, lr 1e-3": f"{CIFAR_1000} --spectral-norm",
+        "spectral norm, lr 2e-3": f"{CIFAR_1000} --spectral-norm --lr 2e-3",
+        "3 x 3 and 4 x 4 kernels in D": (f"{CIFAR_1000} --loss hinge --spectral-norm", by_turns),
+        "DiffAugment": (CIFAR_1000, diff_augment),
+    },
+    "faces": {
+        "lr 1e-3": FACES,
+        "lr 5e-4": f"{FACES} --lr 5e-4",
+        "hinge, spectral norm": f"{FACES} --loss hinge --spectral-norm",
+        "DiffAugment": (FACES, diff_augment),
+        "DiffAugment, lr 5e-4": (f"{FACES} --lr 5e-4", diff_augment),
     },
     "dcgan-cifar10": {
         f"lr {lr}, β₁ {b}": f"dcgan --data data/cifar10-jpeg --steps 300 --sample-every 100000 --lr {lr} --beta1 {b}"

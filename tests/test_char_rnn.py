@@ -156,7 +156,7 @@ def test_averages_best_weights_plateaus_and_early_stopping(capsys):
     last, best = (torch.load(f"run/{name}.pth", weights_only=True) for name in ("last", "char_rnn"))
     assert rate(last) < 0.05  # halved, and only on a plateau
 
-    averaged = {k.removeprefix("module."): v for k, v in last["averaged"].items() if k != "n_averaged"}
+    averaged = last["averaged"]
     assert not same(averaged, last["model"]) and not same(averaged, best["state_dict"])
     measured = {row["step"]: row["nats"] for row in last["rows"] if row["split"] == "test"}
     assert best["step"] == min(measured, key=measured.get) == last["step"] - 36

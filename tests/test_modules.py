@@ -27,7 +27,8 @@ def of_the_process() -> tuple:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     state = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
-    return sys.excepthook, handlers, socket.getdefaulttimeout(), strict, state, sys.stdout, sys.stderr
+    torch_wide = strict, torch.backends.cudnn.benchmark
+    return sys.excepthook, handlers, socket.getdefaulttimeout(), torch_wide, state, sys.stdout, sys.stderr
 
 
 def interrupted(run: run_folder.Run, *_, **__) -> None:
