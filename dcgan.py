@@ -42,7 +42,7 @@ SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm") 
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    lr_help = "learning rate of both networks (default: 0.002 for grey images, 0.001 for colour; the paper: 0.0002)"
+    lr_help = "learning rate of both networks (default: 0.004 for grey images, 0.001 for colour; the paper: 0.0002)"
     p = common.parser(__doc__, steps=20000, batch_size=128, lr=None, lr_help=lr_help)
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
@@ -50,7 +50,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
     size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for colour images that large)"
     add("--image-size", type=common.number(int, 8, below=257), help=size_help)
-    add("--spectral-norm", action="store_true", help="D's weights divided by their norm, no BatchNorm (1802.05957)")
+    norm_help = "D's weights divided by their norm, no BatchNorm in it (1802.05957; default: for grey images)"
+    add("--spectral-norm", action=BooleanOptionalAction, help=norm_help)
     add = p.group("game")
     loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
@@ -376,14 +377,14 @@ def train(args: Namespace, device: torch.device) -> None:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
     hidden_dim = begun.get("hidden_dim", args.hidden_dim) or (16 if channels == 1 else 64)
     latent_dim = begun.get("latent_dim", args.latent_dim)
-    spectral_norm = begun.get("spectral_norm", args.spectral_norm)
+    spectral_norm = begun.get("spectral_norm", channels == 1 if args.spectral_norm is None else args.spectral_norm)
     flip = channels == 3 if args.flip is None else args.flip
     label_smoothing = args.label_smoothing
     if label_smoothing is None:  # least squares have no probabilities to soften
         label_smoothing = 0.1 if args.loss == "gan" else 0.0
     numbers = {"latent_dim": latent_dim, "hidden_dim": hidden_dim, "channels": channels}
     numbers |= {"image_size": image_size, "spectral_norm": spectral_norm, "loss": args.loss, "flip": flip}
-    lr = args.lr or (0.002 if channels == 1 else 0.001)
+    lr = args.lr or (0.004 if channels == 1 else 0.001)
     numbers |= {"label_smoothing": label_smoothing, "lr": lr}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 

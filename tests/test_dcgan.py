@@ -113,21 +113,23 @@ def test_dcgan_resume_is_exact(tricks, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("data", "flags", "lr", "beta1"),
+    ("data", "flags", "lr", "beta1", "spectral_norm"),
     [
-        ("digits", [], 0.002, 0.0),
-        ("pictures", [], 0.001, 0.0),
-        ("digits", ["--lr", "2e-4", "--beta1", "0.5"], 2e-4, 0.5),  # the paper's
+        ("digits", [], 0.004, 0.0, True),
+        ("pictures", [], 0.001, 0.0, False),
+        ("digits", "--lr 2e-4 --beta1 0.5 --no-spectral-norm".split(), 2e-4, 0.5, False),  # the paper's
     ],
 )
-def test_learning_rates(data, flags, lr, beta1, monkeypatch):
+def test_defaults(data, flags, lr, beta1, spectral_norm, monkeypatch):
     write_inputs()
     monkeypatch.setattr(fid, "judges", lambda *_: {})
-    dcgan.main([*TINY_DCGAN, *flags, "--data", data, "--image-size", "8", "--steps", "1", "--out", "run"])
+    dcgan.main([*TINY_DCGAN, *flags, "--data", data, "--image-size", "16", "--steps", "1", "--out", "run"])
     for optimizer in ("G_optimizer", "D_optimizer"):
         (group,) = last_of("run")[optimizer]["param_groups"]
         assert (group["lr"], group["betas"]) == (lr, (beta1, 0.999))
     assert torch.load("run/generator.pth", weights_only=True)["lr"] == lr
+    norms = [k for k in torch.load("run/discriminator.pth", weights_only=True)["state_dict"] if "running_var" in k]
+    assert not norms if spectral_norm else norms
 
 
 def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
@@ -135,7 +137,7 @@ def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
     monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
     argv = [*TINY_DCGAN, "--steps", "9", "--sample-every", "3", "--lr", "0.05"]
     dcgan.main(argv)
-    folder, found = Path("runs/dcgan-digits32-gan"), capsys.readouterr()
+    folder, found = Path("runs/dcgan-digits32-gan-sn"), capsys.readouterr()
     rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()]
     assert rows[0] == "step,split,d_loss,g_loss,d_x,fd_lenet,class_entropy,spread,d_g_z".split(",")
     rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
