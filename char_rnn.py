@@ -66,7 +66,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     start_help = r"what --generate goes on from (default: a line break); where the alphabet has no \, \n is one too"
     add("--start", help=start_help)
     add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
-    add("--n-samples", type=common.number(int, 1), default=1, help="texts that --generate prints")
+    samples_help = "texts that --generate draws side by side; with another number, as with another seed, others"
+    add("--n-samples", type=common.number(int, 1), default=1, help=samples_help)
     add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
     add("--top-k", type=common.number(int, 1), help="draw from the k likeliest characters only")
     top_p_help = "and from the likeliest that make up this probability"
@@ -358,16 +359,16 @@ def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
 
 
 def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Probabilities (V,) with 0 for all but the k likeliest, and but the fewest likeliest whose sum reaches top_p.
+    """Probabilities (..., V) with 0 for all but the k likeliest, and but the fewest likeliest whose sum reaches top_p.
 
     The second is nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. What is left need not sum to 1.
     """
     if top_k:
-        p = p.where(p >= p.topk(min(top_k, len(p))).values[-1], 0)
+        p = p.where(p >= p.topk(min(top_k, p.shape[-1])).values[..., -1:], 0)
     if top_p:
         values, order = p.sort(descending=True)
-        before = values.cumsum(0) - values
-        p = p.index_fill(0, order[before >= top_p * values.sum()], 0)
+        before = values.cumsum(-1) - values
+        p = p.scatter(-1, order, values.where(before < top_p * values.sum(-1, keepdim=True), 0))
     return p
 
 
@@ -379,17 +380,19 @@ def continuation(
     temperature: float,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> Iterator[int]:
-    """Draw what follows the indices `start`, one index at a time, without end; step: of one_step()."""
+    n: int = 1,
+) -> Iterator[list[int]]:
+    """Draw what follows the indices `start`, one index of each of n texts at a time, without end; step: of one_step().
+
+    The n texts share each reading of the weights, which limits the speed of one.
+    """
     hidden = None
     for i in start:
-        scores, hidden = step(torch.tensor([i], device=device), hidden)
+        scores, hidden = step(torch.full((n,), i, device=device), hidden)
     while True:
-        p = keep_likely(hot_softmax(scores[0], 0, temperature), top_k, top_p)  # (V,)
-        x = (p / torch.empty_like(p).exponential_()).argmax(
-            0, keepdim=True
-        )  # largest with probability p, as torch.multinomial draws
-        yield x.item()
+        p = keep_likely(hot_softmax(scores, 1, temperature), top_k, top_p)  # (n, V)
+        x = (p / torch.empty_like(p).exponential_()).argmax(1)  # largest with probability p, as torch.multinomial draws
+        yield x.tolist()
         scores, hidden = step(x, hidden)
 
 
@@ -406,7 +409,7 @@ def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, cha
         raise AssertionError(f"start_sequence has {len(start_sequence)} characters: n_chars {n_chars} must be larger")
     step, device = one_step(model, len(char_to_idx)), next(model.parameters()).device
     drawn = continuation(step, [char_to_idx[c] for c in start_sequence], device, T)
-    return start_sequence + "".join(idx_to_char[next(drawn)] for _ in range(n_chars - len(start_sequence)))
+    return start_sequence + "".join(idx_to_char[i] for (i,) in itertools.islice(drawn, n_chars - len(start_sequence)))
 
 
 def build(numbers: dict) -> MultilayerGRU:
@@ -535,17 +538,20 @@ def train(args: Namespace, device: torch.device) -> None:
 
 
 def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
-    """--generate: the text, piece by piece."""
+    """--generate: the first text piece by piece, then those that were drawn beside it, at most 64 side by side."""
     char_to_idx, idx_to_char = char_maps(chars)
     start = texts.start_of_writing(args.start, chars)
-    begun = [char_to_idx[c] for c in start]
-    for k in range(args.n_samples):
+    begun, to_draw = [char_to_idx[c] for c in start], max(0, args.n_chars - len(start))
+    for k in range(0, args.n_samples, 64):
+        n, others = min(64, args.n_samples - k), []
+        how = args.temperature, args.top_k, args.top_p, n
         yield "\n" * (k > 0) + start
-        step, device = OneStep(model), model.W_hy.device
-        drawn = continuation(step, begun, device, args.temperature, args.top_k, args.top_p)
-        for i in itertools.islice(drawn, max(0, args.n_chars - len(start))):
+        for i, *rest in itertools.islice(continuation(OneStep(model), begun, model.W_hy.device, *how), to_draw):
             yield idx_to_char[i]
+            others.append(rest)
         yield "\n"
+        for j in range(n - 1):
+            yield "\n" + start + "".join(idx_to_char[rest[j]] for rest in others) + "\n"
 
 
 def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:

@@ -283,6 +283,9 @@ def test_hot_softmax_and_likely_ones():
     close(char_rnn.keep_likely(p, top_p=0.5), [0, 0.4, 0, 0.3])
     close(char_rnn.keep_likely(p, top_p=0.1), [0, 0.4, 0, 0])
     close(char_rnn.keep_likely(p, top_k=2, top_p=0.6), [0, 0.4, 0, 0.3])
+    two = torch.stack([p, p.flip(0)])  # each row for itself
+    close(char_rnn.keep_likely(two, top_k=2), [[0, 0.4, 0, 0.3], [0.3, 0, 0.4, 0]])
+    close(char_rnn.keep_likely(two, top_p=0.5), [[0, 0.4, 0, 0.3], [0.3, 0, 0.4, 0]])
 
 
 # -------------------------------------------------------------------------------------------------------------- fid.py

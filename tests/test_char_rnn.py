@@ -201,7 +201,14 @@ def test_generated_text_alone_is_on_standard_output(capfd):
 
     char_rnn.main(["--generate", "--n-chars", "50", "--n-samples", "2"])
     two = capfd.readouterr().out
-    assert two.startswith(out) and len(two) == 103  # seeded; a blank line in between
+    assert len(two) == 103 and two[:51] != two[52:]  # a blank line in between
+    char_rnn.main(["--generate", "--n-chars", "50", "--n-samples", "2"])
+    assert capfd.readouterr().out == two  # seeded
+    char_rnn.main(["--generate", "--n-chars", "50", "--n-samples", "66", "--temperature", "0"])
+    texts = capfd.readouterr().out
+    assert texts == "\n".join([texts[:51]] * 66)  # the likeliest, in two rounds
+    char_rnn.main(["--generate", "--n-chars", "50", "--temperature", "0"])
+    assert capfd.readouterr().out == texts[:51]
 
 
 def test_score(capsys):
