@@ -202,10 +202,10 @@ def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, T
     added to at every step, and rounding it would add up.
     """
     H, h_low = h.shape[1], h.to(a.dtype)
-    zr = torch.sigmoid(torch.addmm(a[:, : 2 * H], h_low, U_zr))  # (B, 2H)
+    zr = torch.addmm(a[:, : 2 * H], h_low, U_zr).sigmoid_()  # (B, 2H)
     z, r = zr.chunk(2, 1)
     rh = r * h_low
-    g = torch.tanh(torch.addmm(a[:, 2 * H :], rh, U_g))
+    g = torch.addmm(a[:, 2 * H :], rh, U_g).tanh_()
     return torch.addcmul(g, z, h - g), zr, rh, g  # z ⊙ h + (1 − z) ⊙ g
 
 
@@ -318,7 +318,7 @@ class MultilayerGRU(nn.Module):
 
 
 class OneStep:
-    """A trained model for one character at a time: index (B,), hidden (B, L, H) or None -> scores (B, O), hidden."""
+    """A trained model for one character at a time: index (B,), hidden or None -> scores (B, O), hidden: L of (B, H)."""
 
     def __init__(self, model: MultilayerGRU) -> None:
         weights = [layer.fused(model.W_hy.dtype) for layer in model.layers]
@@ -326,15 +326,14 @@ class OneStep:
         self.layers = [[w.detach() for w in layer] for layer in weights]
         self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
 
-    def __call__(self, x: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         last = []
         if hidden is None:
-            hidden = self.W_hy.new_zeros(len(x), len(self.layers), len(self.W_hy))
+            hidden = [self.W_hy.new_zeros(len(x), len(self.W_hy))] * len(self.layers)
         for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
             a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
-            h = gru_step(a, hidden[:, k], U_zr, U_g)[0]
-            last.append(h)
-        return torch.addmm(self.b_y, h, self.W_hy), torch.stack(last, 1)
+            last.append(gru_step(a, hidden[k], U_zr, U_g)[0])
+        return torch.addmm(self.b_y, last[-1], self.W_hy), last
 
 
 def one_step(model: nn.Module, n_chars: int) -> Callable:

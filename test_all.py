@@ -256,13 +256,13 @@ def test_gru_backward():
 def test_gru_steps_and_causality():
     model, x, h0 = small_gru()
     y, last = model(x, h0)
-    h, hh, step = h0, h0, char_rnn.OneStep(model)
+    h, hh, step = h0, [*h0.unbind(1)], char_rnn.OneStep(model)
     for t in range(x.shape[1]):
         y_t, h = model(x[:, t : t + 1], h)
         scores, hh = step(x[:, t], hh)
         torch.testing.assert_close(y_t[:, 0], y[:, t])
         torch.testing.assert_close(scores, y[:, t])
-    torch.testing.assert_close((h, hh), (last, last))
+    torch.testing.assert_close((h, torch.stack(hh, 1)), (last, last))
     future = x.clone()
     future[:, 6] = (x[:, 6] + 1) % 7
     assert torch.equal(model(future, h0)[0][:, :6], y[:, :6]) and not torch.equal(model(future, h0)[0][:, 6:], y[:, 6:])
