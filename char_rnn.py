@@ -449,6 +449,20 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     return total / n
 
 
+@torch.no_grad()
+def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> float:
+    """The same in windows that begin with nothing read, one after the other, as models with a context are measured."""
+    length = min(length, len(ids) - 1)
+    n, device, training = (len(ids) - 1) // length, model.W_hy.device, model.training
+    x, y = (part[: n * length].view(n, length).to(device).long() for part in (ids[:-1], ids[1:]))
+    model.eval()
+    total = 0.0
+    for part, truth in zip(x.split(64), y.split(64), strict=True):
+        total += F.cross_entropy(model(part)[0].flatten(0, 1).float(), truth.flatten(), reduction="sum").item()
+    model.train(training)
+    return total / y.numel()
+
+
 def out_of_patience(args: Namespace, state: dict) -> bool:
     """--early-stopping."""
     return 0 < args.early_stopping <= state["waited"]
@@ -532,6 +546,7 @@ def train(args: Namespace, device: torch.device) -> None:
     shown, _ = run.weights["char_rnn.pth"]
     nats = evaluate(shown, text.test)  # in float32
     results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}
+    results["nats_in_windows_of_256"] = evaluate_windows(shown, text.test)
     results["best_step"] = state["measured"].get("step", run.step)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 

@@ -141,6 +141,7 @@ DIGITS_3000 = f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0"
 DIGITS_8000 = "dcgan --data mnist --no-spectral-norm --steps 8000 --lr 2e-3"
 CIFAR_1000 = "dcgan --data data/cifar10-jpeg --steps 1000 --sample-every 1000"
 FACES = "dcgan --data data/lfw-bush --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
+NORMED = f"{DIGITS_8000} --spectral-norm --lr 4e-3"
 SN_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
 DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
 BINARY = "vae --data mnist --binarize --image-size 28 --sample-every 100000 --log-every 1000"
@@ -195,8 +196,11 @@ RACES = {
         "hinge, spectral norm, lr 4e-3, falling": (f"{SN_8000} --lr 4e-3", partial(slow_down, 8000)),
         "hinge, spectral norm, lr 4e-3, 24 wide": f"{SN_8000} --lr 4e-3 --hidden-dim 24",
         "spectral norm": f"{DIGITS_8000} --spectral-norm",
-        "spectral norm, lr 4e-3": f"{DIGITS_8000} --spectral-norm --lr 4e-3",
-        "spectral norm, lr 4e-3, falling": (f"{DIGITS_8000} --spectral-norm --lr 4e-3", partial(slow_down, 8000)),
+        "spectral norm, lr 4e-3": NORMED,
+        "spectral norm, lr 4e-3, falling": (NORMED, partial(slow_down, 8000)),
+        "spectral norm, lr 4e-3, 24 wide": f"{NORMED} --hidden-dim 24",
+        "spectral norm, lr 4e-3, averaged over 2,000 steps": f"{NORMED} --ema 0.9995",
+        "spectral norm, lr 4e-3, D's inputs always noisy": f"{NORMED} --noise-steps 1000000",
         "lr 4e-3, D's half of that": (f"{DIGITS_8000} --lr 4e-3", partial(adam, D=0.5)),
         "24 wide": f"{DIGITS_8000} --hidden-dim 24",
         "lr falls in the second half": (DIGITS_8000, partial(slow_down, 8000)),

@@ -98,6 +98,12 @@ def test_evaluation_scores_every_character_once(n):
     assert char_rnn.evaluate(model, ids) == pytest.approx(exact, abs=1e-6)
     assert char_rnn.evaluate(model, ids, warm=30) == pytest.approx(exact, abs=1e-5)  # in up to 20 streams
     assert model.training
+    windows = [ids[i : i + 41] for i in range(0, n - 40, 40)] or [ids]  # 40 targets each, or all there are
+    model.eval()
+    exact = [nn.functional.cross_entropy(model(w[None, :-1])[0][0], w[1:]).item() for w in windows]
+    model.train()
+    assert char_rnn.evaluate_windows(model, ids, 40) == pytest.approx(sum(exact) / len(exact), abs=1e-6)
+    assert model.training
 
 
 def test_it_memorises(capsys):
@@ -164,6 +170,7 @@ def test_averages_best_weights_plateaus_and_early_stopping(capsys):
     nats = char_rnn.evaluate(model, char_rnn.load_text("tale.txt", "data", 1, 0.1).test)
     results = results_of("run")
     assert nats == pytest.approx(min(measured.values()), abs=1e-5) == results["nats"]
+    assert nats < results["nats_in_windows_of_256"] < nats + 1
     assert results["best_step"] == best["step"] and max(measured.values()) > nats + 0.05  # the check can fail
     assert list(Path("short/samples").glob("*4.txt"))[0].read_text()
 
