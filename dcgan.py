@@ -59,9 +59,10 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     smoothing_help = "D's label of data is 1 less this (1606.03498, 3.4; default: 0.1 for --loss gan, else 0)"
     add("--label-smoothing", type=real, help=smoothing_help)
     add("--label-noise", type=real, default=0.0, help="width of the uniform noise on D's labels (Chintala's ganhacks)")
-    noise_help = "σ of the Gaussian noise on D's inputs at the start, falling to 0 (1610.04490)"
+    noise_help = "σ of the Gaussian noise on D's inputs at the start (1610.04490)"
     add("--instance-noise", type=common.number(float, 0, below=10), default=0.2, help=noise_help)
-    add("--noise-steps", type=common.number(int, 1), default=10000, help="step at which that noise has fallen to 0")
+    fall_help = "step at which that noise has fallen to 0 (default: 10000 for colour; for grey it stays)"
+    add("--noise-steps", type=common.number(int, 1), help=fall_help)
     average_help = "decay of G's averaged weights, of at most a tenth of the steps so far; 0 is none (1806.04498)"
     add("--ema", type=real, default=0.999, help=average_help)
     add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
@@ -385,7 +386,8 @@ def train(args: Namespace, device: torch.device) -> None:
     numbers = {"latent_dim": latent_dim, "hidden_dim": hidden_dim, "channels": channels}
     numbers |= {"image_size": image_size, "spectral_norm": spectral_norm, "loss": args.loss, "flip": flip}
     lr = args.lr or (0.004 if channels == 1 else 0.001)
-    numbers |= {"label_smoothing": label_smoothing, "lr": lr}
+    noise_steps = args.noise_steps or (None if channels == 1 else 10000)
+    numbers |= {"label_smoothing": label_smoothing, "lr": lr, "noise_steps": noise_steps}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G, D = build(begun | numbers).to(device), build(numbers, Discriminator).to(device)
@@ -421,7 +423,7 @@ def train(args: Namespace, device: torch.device) -> None:
         if flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
         x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) in [-1, 1]
-        sigma = args.instance_noise * max(0, 1 - step / args.noise_steps)
+        sigma = args.instance_noise * (max(0, 1 - step / noise_steps) if noise_steps else 1)
         d_loss, g_loss, logits_real, logits_fake, z = update(
             fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, G.noise, sigma, args.bf16
         )

@@ -5,8 +5,10 @@ to the first. Timings drift from run to run: only the ratios of one run count.
 """
 
 import argparse
-import itertools
+import contextlib
+import io
 import json
+import math
 import os
 import platform
 import re
@@ -18,6 +20,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
-from torchvision.transforms import v2
 
 import char_rnn
 import common
@@ -38,40 +38,20 @@ import gan_mnist
 import simclr
 import vae
 from plumbing import folders, hardware, images, inception, process, ranks, run_folder
+from report import peers, race
+from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
 
-VAE_BATCH = 64
-GAN_BATCH = 128
-SIMCLR_BATCH = 256
 BF16 = hardware.bf16("cpu", None)  # what scripts do without --no-bf16
 
 
-class PerImage(Dataset):
-    """Like torchvision's MNIST and CIFAR10: a PIL image per item, then a margin and ToTensor."""
-
-    def __init__(self, pixels: Tensor, margin: int) -> None:
-        pad = transforms.Pad(margin) if margin else nn.Identity()
-        self.pixels, self.transform = pixels, transforms.Compose([pad, transforms.ToTensor()])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.transform(Image.fromarray(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()))
+def pixels_of(args: Namespace, source: str | None, size: int) -> Tensor:
+    """Training images, uint8 (N, C, size, size)."""
+    return images.load_images(source, "mnist", args.data_dir, size).train
 
 
-def n_untimed(steps: int) -> int:
-    """The first steps, slow everywhere and minutes long with --compile."""
-    return steps // 5
-
-
-def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], None]) -> float:
-    """Of a textbook loop, epoch after epoch, the first steps not timed."""
-    epochs = itertools.chain.from_iterable(itertools.repeat(loader))
-    for step, x in zip(range(1, steps + 1), epochs, strict=False):
-        update(x)
-        if step == n_untimed(steps):
-            began = time.perf_counter()
-    return (steps - n_untimed(steps)) / (time.perf_counter() - began)
+def photographs(args: Namespace) -> str:
+    folder = Path(args.data_dir, "cifar10-jpeg")
+    return str(folder) if folder.exists() else "digits"
 
 
 def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
@@ -98,25 +78,9 @@ def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
 
 
 def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
-    """What courses and tutorials do: a DataLoader of single images, float32, PyTorch's layers, sigmoid, then BCE."""
-    data = images.load_images(None, "mnist", args.data_dir, 32)
-    pixels = images.load_images(None, "mnist", args.data_dir, 28).train
-    loader = DataLoader(PerImage(pixels, 2), VAE_BATCH, shuffle=True, num_workers=workers)
-    torch.manual_seed(args.seed)
-    vae.ConvTranspose2d = nn.ConvTranspose2d
-    model = vae.build_vae("tsinghua", 10)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-
-    def update(x: Tensor) -> None:
-        x_rec, mu, log_sigma2 = model(x)
-        loss, _, _ = vae.bce_vae_loss(x, x_rec, mu, log_sigma2)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-
-    rate = steps_per_second(loader, args.steps, update)
-    return {"images/s": VAE_BATCH * rate, "test ELBO": -vae.evaluate(model, data.test, 1.0)["loss"]}
+    model, rate = peers.textbook_vae(pixels_of(args, None, 28), args.steps, args.seed, workers)
+    test = images.load_images(None, "mnist", args.data_dir, 32).test
+    return {"images/s": VAE_BATCH * rate, "test ELBO": -vae.evaluate(model, test, 1.0)["loss"]}
 
 
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
@@ -128,28 +92,7 @@ def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
 
 
 def course_gan(args: Namespace, arch: str) -> dict[str, float]:
-    """The course's loop: a DataLoader, float32, samples detached for D, all of D differentiated for G."""
-    pixels = images.load_images(None, "mnist", args.data_dir, 28).train
-    loader = DataLoader(PerImage(pixels, 0), GAN_BATCH, shuffle=True, drop_last=True)
-    torch.manual_seed(args.seed)
-    if arch == "dense":
-        D, G = gan_mnist.discriminator(), gan_mnist.generator(96)
-    else:
-        D, G = gan_mnist.build_dc_classifier(), gan_mnist.build_dc_generator(96)
-    D_solver = torch.optim.Adam(D.parameters(), 1e-3, betas=(0.5, 0.999))
-    G_solver = torch.optim.Adam(G.parameters(), 1e-3, betas=(0.5, 0.999))
-
-    def update(x: Tensor) -> None:
-        D_solver.zero_grad()
-        logits_real = D(2 * (x.view(-1, 784) - 0.5))
-        logits_fake = D(G(gan_mnist.sample_noise(GAN_BATCH, 96)).detach())
-        gan_mnist.discriminator_loss(logits_real, logits_fake).backward()
-        D_solver.step()
-        G_solver.zero_grad()
-        gan_mnist.generator_loss(D(G(gan_mnist.sample_noise(GAN_BATCH, 96)))).backward()
-        G_solver.step()
-
-    return {"images/s": GAN_BATCH * steps_per_second(loader, args.steps, update)}
+    return {"images/s": GAN_BATCH * peers.course_gan(pixels_of(args, None, 28), args.steps, args.seed, arch)[1]}
 
 
 def our_gan(args: Namespace, arch: str, *flags: str) -> dict[str, float]:
@@ -166,40 +109,14 @@ def gan_rows(arch: str) -> dict[str, Callable]:
     }
 
 
-def photographs(args: Namespace) -> str:
-    folder = Path(args.data_dir, "cifar10-jpeg")
-    return str(folder) if folder.exists() else "digits"
-
-
 def fewer(args: Namespace) -> Namespace:
     """A 25th of the steps, where each takes so much longer."""
     return Namespace(**vars(args) | {"steps": max(5, args.steps // 25)})
 
 
 def examples_dcgan(args: Namespace, size: int) -> dict[str, float]:
-    """The loop of pytorch/examples: 2 workers, float32, one sample for both steps, all of D differentiated for G."""
-    data = images.load_images(photographs(args), "", args.data_dir, size)
-    loader = DataLoader(PerImage(data.train, 0), GAN_BATCH, shuffle=True, drop_last=True, num_workers=2)
-    torch.manual_seed(args.seed)
-    channels, bce = data.train.shape[1], F.binary_cross_entropy_with_logits
-    shape = {"latent_dim": 100, "hidden_dim": 64, "channels": channels, "image_size": size, "spectral_norm": False}
-    G = dcgan.build(shape).to(memory_format=torch.contiguous_format)
-    D = dcgan.build(shape, dcgan.Discriminator).to(memory_format=torch.contiguous_format)
-    G_solver = torch.optim.Adam(G.parameters(), 2e-4, betas=(0.5, 0.999))
-    D_solver = torch.optim.Adam(D.parameters(), 2e-4, betas=(0.5, 0.999))
-    one, zero = torch.ones(GAN_BATCH, 1), torch.zeros(GAN_BATCH, 1)
-
-    def update(x: Tensor) -> None:
-        D_solver.zero_grad()
-        bce(D(2 * x - 1), one).backward()
-        x_fake = G(torch.randn(GAN_BATCH, 100))
-        bce(D(x_fake.detach()), zero).backward()
-        D_solver.step()
-        G_solver.zero_grad()
-        bce(D(x_fake), one).backward()
-        G_solver.step()
-
-    return {"images/s": GAN_BATCH * steps_per_second(loader, fewer(args).steps, update)}
+    pixels = pixels_of(args, photographs(args), size)
+    return {"images/s": GAN_BATCH * peers.examples_dcgan(pixels, fewer(args).steps, args.seed)[1]}
 
 
 def our_dcgan(args: Namespace, size: int, *flags: str) -> dict[str, float]:
@@ -220,38 +137,9 @@ def dcgan_rows(size: int) -> dict[str, Callable]:
 # --------------------------------------------------------------------------------------------------------------- SimCLR
 
 
-def per_image(t) -> list[Callable]:
-    """SimCLR's augmentation, one image at a time: t is torchvision.transforms or its v2."""
-    jitter = t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    return [t.RandomResizedCrop(32), t.RandomHorizontalFlip(), jitter, t.RandomGrayscale(0.2)]
-
-
-def as_pil(x: Tensor) -> Image.Image:
-    """uint8 (3, H, W)."""
-    return Image.fromarray(x.permute(1, 2, 0).numpy())
-
-
-BY_PIL = transforms.Compose([transforms.Lambda(as_pil), *per_image(transforms), transforms.ToTensor()])
-BY_V2 = v2.Compose([*per_image(v2), v2.ToDtype(torch.float32, scale=True)])
-
-
-class TwoViews(Dataset):
-    """A pair of views of each image."""
-
-    def __init__(self, pixels: Tensor, transform: Callable) -> None:
-        self.pixels, self.transform = pixels, transform
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x = self.pixels[i]
-        return self.transform(x), self.transform(x)
-
-
 def views(args: Namespace, augment: Callable) -> dict[str, float]:
     """Of a batch of images at once, or image by image."""
-    x = images.load_images(photographs(args), "", args.data_dir, 32).train[: 4 * args.steps].expand(-1, 3, -1, -1)
+    x = simclr_pixels(args)[: 4 * args.steps]
     torch.manual_seed(args.seed)
     augment(x[:512])
     began = time.perf_counter()
@@ -283,20 +171,17 @@ def simclr_steps(args: Namespace, model: nn.Module, two_views: Callable[[int], T
 
 def simclr_pixels(args: Namespace) -> Tensor:
     """uint8 (N, 3, 32, 32)."""
-    return images.load_images(photographs(args), "", args.data_dir, 32).train.expand(-1, 3, -1, -1)
+    return pixels_of(args, photographs(args), 32).expand(-1, 3, -1, -1)
 
 
 def loader_simclr(args: Namespace) -> dict[str, float]:
-    """Views by torchvision, image by image, in two workers; float32."""
     torch.manual_seed(args.seed)
-    model = simclr.Model(128, "resnet18")
-    loader = DataLoader(TwoViews(simclr_pixels(args), BY_PIL), SIMCLR_BATCH, shuffle=True, num_workers=2)
-    batches = iter(loader)
+    batches = iter(peers.simclr_loader(simclr_pixels(args)))
 
     def two_views(_) -> Tensor:
         return (torch.cat(next(batches)) - 0.5) / 0.25
 
-    return simclr_steps(args, model, two_views, bf16=False)
+    return simclr_steps(args, simclr.Model(128, "resnet18"), two_views, bf16=False)
 
 
 def our_simclr(args: Namespace, bf16: bool) -> dict[str, float]:
@@ -313,42 +198,6 @@ def our_simclr(args: Namespace, bf16: bool) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------------ GRU
-
-
-class CourseGRU(nn.Module):
-    """The course's module as students write it: a Linear per gate, one-hot input, a loop over time, then layers."""
-
-    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for k in range(n_layers):
-            of_x = [nn.Linear(h_dim if k else in_dim, h_dim, bias=False) for _ in range(3)]
-            of_h = [nn.Linear(h_dim, h_dim) for _ in range(3)]
-            self.layers.append(nn.ModuleList([*of_x, *of_h]))
-        self.h_dim, self.output = h_dim, nn.Linear(h_dim, out_dim)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        hs, ys = [x.new_zeros(len(x), self.h_dim) for _ in self.layers], []
-        for t in range(x.shape[1]):
-            v = x[:, t]
-            for k, (xz, xr, xg, hz, hr, hg) in enumerate(self.layers):
-                z, r = torch.sigmoid(xz(v) + hz(hs[k])), torch.sigmoid(xr(v) + hr(hs[k]))
-                g = torch.tanh(xg(v) + hg(r * hs[k]))
-                v = hs[k] = z * hs[k] + (1 - z) * g
-            ys.append(self.output(v))
-        return torch.stack(ys, 1), None
-
-
-class TorchGRU(nn.Module):
-    """nn.GRU on one-hot input and a linear layer."""
-
-    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int) -> None:
-        super().__init__()
-        self.gru, self.output = nn.GRU(in_dim, h_dim, n_layers, batch_first=True), nn.Linear(h_dim, out_dim)
-
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        states, hidden = self.gru(x, hidden)
-        return self.output(states), hidden
 
 
 def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: int, bf16=False, compile=False) -> dict:
@@ -602,10 +451,143 @@ def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
     }
 
 
+# ------------------------------------------------------------------------------------------- time to the peer's quality
+
+
+def part_of(args: Namespace, steps: int) -> int:
+    """--steps 1000 is the whole of a race, less of them a part."""
+    return max(5, steps * args.steps // 1000)
+
+
+def raced(seconds: float, **quality: float) -> dict[str, float]:
+    return {"per hour": 3600 / seconds, "minutes": seconds / 60, **quality}
+
+
+def ours_in(script, args: Namespace, steps: int, flags: str, **named: str) -> dict[str, float]:
+    """A script as it stands: the time of its loop, and figures of results.json by other names."""
+    vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
+    race.knn_only()
+    with tempfile.TemporaryDirectory() as out:
+        usual = f"--steps {part_of(args, steps)} --data-dir {args.data_dir} --seed {args.seed} --out {out}/run"
+        script.main([*flags.split(), *usual.split()])
+        results = run_folder.read_json(Path(out, "run", "results.json"))
+    return raced(60 * results["train_minutes"], **{name: results[key] for key, name in named.items()})
+
+
+def race_text(args: Namespace, train: Callable, steps: int) -> dict[str, float]:
+    """A peer's nats on tiny Shakespeare's last tenth, in windows of 64: it cannot read on."""
+    text = char_rnn.load_text("tinyshakespeare", args.data_dir, 1, 0.1)
+    n = part_of(args, steps)
+    model, rate = train(text.train, len(text.chars), n, args.seed)
+    return raced(n / rate, nats=char_rnn.evaluate_windows(model, text.test, 64), read_on=math.nan)
+
+
+def our_race_text(args: Namespace) -> dict[str, float]:
+    windows = char_rnn.evaluate_windows
+    char_rnn.evaluate_windows = lambda model, ids: windows(model, ids, 64)
+    names = {"nats_in_windows_of_256": "nats", "nats": "read_on"}
+    return ours_in(char_rnn, args, 400, "--data tinyshakespeare --eval-every 100000", **names)
+
+
+def race_vae(args: Namespace, train: Callable, size: int, steps: int) -> dict[str, float]:
+    """A peer's ELBO on the 10,000 test digits; size: 28, or 32 with a margin."""
+    n = part_of(args, steps)
+    model, rate = train(pixels_of(args, None, 28), n, args.seed)
+    test = images.load_images(None, "mnist", args.data_dir, size).test
+    return raced(n / rate, ELBO=-vae.evaluate(model, test, 1.0)["loss"])
+
+
+def race_gan(args: Namespace, script, train: Callable, size: int, steps: int) -> dict[str, float]:
+    """FD-LeNet of 10,000 samples of a peer's generator."""
+    data, n = images.load_images(None, "mnist", args.data_dir, size), part_of(args, steps)
+    G, rate = train(data.train, n, args.seed)
+    judge = fid.judges(data, args.data_dir, torch.device("cpu"))["fd_lenet"]
+    return raced(n / rate, FD=judge(partial(script.draw, G))["fd_lenet"])
+
+
+def race_simclr(args: Namespace) -> dict[str, float]:
+    """kNN accuracy of held-out photographs by a peer's encoder."""
+    n = part_of(args, 100)
+    model, rate = peers.loader_simclr(simclr_pixels(args), n, args.seed)
+    data = images.load_images(photographs(args), "", args.data_dir, 32)
+    race.knn_only()
+    seen = simclr.look_inside(model, data, {"mean": [0.5] * 3, "std": [0.25] * 3}, Path(), args)
+    return raced(n / rate, kNN=100 * seen["knn"])
+
+
+def our_race_simclr(args: Namespace) -> dict[str, float]:
+    flags = "--batch-size 128 --warmup 10 --lr 0.12 --tau 0.2 --half-size 1 --data"
+    figures = ours_in(simclr, args, 100, f"{flags} {photographs(args)}", knn="kNN")
+    return figures | {"kNN": 100 * figures["kNN"]}
+
+
+def race_fid(args: Namespace, measure: Callable) -> dict[str, float]:
+    """The distance of two folders of 500 digits, with random weights, from start to value."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(args.seed)
+        weights = inception.Inception().state_dict()
+        pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: part_of(args, 1000)]
+        for i, x in enumerate(pixels):
+            path = Path(folder, "ab"[i % 2], f"{i}.png")
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(x[0].numpy()).save(path)
+        began = time.perf_counter()
+        value = measure(weights, Path(folder))
+        return raced(time.perf_counter() - began, distance=value)
+
+
+def pytorch_fid_distance(weights: dict, folder: Path) -> float:
+    import pytorch_fid.inception
+    from pytorch_fid import fid_score
+
+    pytorch_fid.inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
+    return fid_score.calculate_fid_given_paths([str(folder / "a"), str(folder / "b")], 50, "cpu", 2048, os.cpu_count())
+
+
+def our_fid_distance(weights: dict, folder: Path) -> float:
+    torch.save(weights, folder / "weights.pth")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        fid.main([str(folder / "a"), str(folder / "b"), "--weights", str(folder / "weights.pth"), "--json"])
+    return json.loads(out.getvalue().splitlines()[-1])["fid"]
+
+
+RACES = {
+    "race, char_rnn.py": {
+        "a transformer, nanoGPT's for CPUs": lambda args: race_text(args, peers.train_transformer, 2000),
+        "a Linear per gate, 3,000 steps": lambda args: race_text(args, peers.train_course_gru, 3000),
+        "char_rnn.py, 400 steps": our_race_text,
+    },
+    "race, vae.py": {
+        "textbook loop, 10 epochs": lambda args: race_vae(args, peers.textbook_vae, 32, 9380),
+        "pytorch/examples, 10 epochs": lambda args: race_vae(args, peers.examples_vae, 28, 4690),
+        "vae.py, 1,500 steps": lambda args: ours_in(vae, args, 1500, "--latent-dim 20", elbo="ELBO"),
+    },
+    "race, gan_mnist.py": {
+        "the course's loop, 10 epochs": lambda args: race_gan(
+            args, gan_mnist, partial(peers.course_gan, arch="dense"), 28, 4690
+        ),
+        "gan_mnist.py, 2,500 steps": lambda args: ours_in(gan_mnist, args, 2500, "", fd_lenet="FD"),
+    },
+    "race, dcgan.py": {
+        "pytorch/examples, 5 epochs": lambda args: race_gan(args, dcgan, peers.examples_dcgan, 32, 2340),
+        "dcgan.py, 1,000 steps": lambda args: ours_in(dcgan, args, 1000, "--data mnist", fd_lenet="FD"),
+    },
+    "race, simclr.py": {
+        "torchvision's loader, 100 steps": race_simclr,
+        "simclr.py, 100 steps": our_race_simclr,
+    },
+    "race, fid.py": {
+        "pytorch-fid": lambda args: race_fid(args, pytorch_fid_distance),
+        "fid.py": lambda args: race_fid(args, our_fid_distance),
+    },
+}
+
+
 # ------------------------------------------------------------------------------------------------------- all the tables
 
 
-TABLES = {
+TABLES = RACES | {
     "vae.py, MNIST at 32 pixels, 10 latents, batch 64": {
         "textbook loop": textbook_vae,
         "textbook loop, 2 workers": lambda args: textbook_vae(args, workers=2),
@@ -646,7 +628,9 @@ TABLES = {
         "simclr.py": lambda args: communication(args, simclr, "--batch-size", "256", "--data", photographs(args)),
     },
 }
-SLOW = "conv|dcgan|SimCLR training|Two ranks|v2|--compile|--no-bf16|workers|3 layers|Fréchet|generation"  # not --quick
+SLOW = (
+    "conv|dcgan|SimCLR training|Two ranks|v2|--compile|--no-bf16|workers|3 layers|Fréchet|generation|race"  # not quick
+)
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -697,7 +681,7 @@ def run_table(table: str, rows: list[str], args: Namespace, steps: int, rounds: 
     base = statistics.median(m[names[0]] for m in measured[rows[0]])
     for row in rows:
         medians = [statistics.median(m[name] for m in measured[row]) for name in names]
-        cells = " | ".join(f"{median:10.1f}" for median in medians)
+        cells = " | ".join(f"{median:10.1f}" if median >= 100 else f"{median:10.3f}" for median in medians)
         print(f"| {row:31} | {cells} | {medians[0] / base:5.2f} |", flush=True)
 
 

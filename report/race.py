@@ -134,11 +134,11 @@ def dcl() -> None:
 
 
 GAN = "gan_mnist --data mnist --sample-every 100000"
-DIGITS = "dcgan --data mnist --no-spectral-norm --sample-every 100000"
+DIGITS = "dcgan --data mnist --no-spectral-norm --noise-steps 10000 --sample-every 100000"
 VIEWS = "simclr --data data/cifar10-jpeg --batch-size 128 --steps 300 --warmup 30 --lr 0.12 --half-size 1"
 VAE = "vae --data mnist --latent-dim 10 --sample-every 100000 --log-every 500"
 DIGITS_3000 = f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0"
-DIGITS_8000 = "dcgan --data mnist --no-spectral-norm --steps 8000 --lr 2e-3"
+DIGITS_8000 = "dcgan --data mnist --no-spectral-norm --noise-steps 10000 --steps 8000 --lr 2e-3"
 CIFAR_1000 = "dcgan --data data/cifar10-jpeg --steps 1000 --sample-every 1000"
 FACES = "dcgan --data data/lfw-bush --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
 NORMED = f"{DIGITS_8000} --spectral-norm --lr 4e-3"
