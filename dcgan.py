@@ -9,8 +9,9 @@ small, then G makes −E[log D(G(z))] small. Both are all-convolutional with Bat
 Adam (sections 3 and 4 of the paper).
 
 Differs from the paper: half as many channels, or less for small images; kernels of 4, not 5; z Gaussian; Adam without
-momentum and five to ten times as fast (the paper's is --lr 2e-4 --beta1 0.5); noise on D's inputs, smoothed labels,
-flips; what is shown, measured and saved is an average of G's weights over its last steps.
+momentum and five to twenty times as fast, for grey images with spectral norm instead of BatchNorm in D (the paper's:
+--lr 2e-4 --beta1 0.5 --no-spectral-norm); noise on D's inputs, smoothed labels, flips; what is shown, measured and
+saved is an average of G's weights over its last steps.
 
     python dcgan.py                                         # CIFAR-10, 32 x 32; the same again continues
     python dcgan.py --data photos/ --image-size 64          # your own images

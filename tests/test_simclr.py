@@ -118,7 +118,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     for i in range(40):
         image(tmp_path / f"set/{'ab'[i % 2]}/{i}.png", size=(8, 8), seed=i)
     simclr.main(["--data", "set", *TINY_SIMCLR, "--steps", "2"])
-    folder, found = Path("runs/simclr-set-resnet18-tau0.5-batch8"), capsys.readouterr()
+    folder, found = Path("runs/simclr-set-resnet18-tau0.2-batch8"), capsys.readouterr()
     results = results_of(folder)
     expected = {f"{f}{kind}" for f in ("", "untrained_", "pixels_") for kind in ("knn", "linear", "linear_few")}
     assert expected <= results.keys()
