@@ -456,8 +456,8 @@ def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> fl
     n, device, training = (len(ids) - 1) // length, model.W_hy.device, model.training
     x, y = (part[: n * length].view(n, length).to(device).long() for part in (ids[:-1], ids[1:]))
     model.eval()
-    total = 0.0
-    for part, truth in zip(x.split(64), y.split(64), strict=True):
+    total, parts = 0.0, zip(x.split(64), y.split(64), strict=True)
+    for part, truth in files.progress(parts, "windows", math.ceil(n / 64)):
         total += F.cross_entropy(model(part)[0].flatten(0, 1).float(), truth.flatten(), reduction="sum").item()
     model.train(training)
     return total / y.numel()
