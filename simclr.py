@@ -15,7 +15,7 @@ momentum instead of LARS, learning rate --lr · batch / 256 at its peak, weight 
     python simclr.py --features out.npz --data photos/        # a trained encoder put to use
 
 Measured on CIFAR-10's test images, seed 0: linear 60.5%, kNN 51.5% (raw pixels 41.3%, 30.9%; untrained 37.1%, 34.8%)
-after --batch-size 128 --steps 1250 --warmup 100 --lr 0.12 --half-size 0.9, 3.2 epochs, in 30 minutes on one thread of an
+after --batch-size 128 --steps 1250 --warmup 100 --lr 0.12 --half-size 0.9, 3.2 epochs, 30 minutes on one thread of an
 AMD EPYC; 65.5%, 55.6% after --tau 0.5 --batch-size 256 --steps 1500 --warmup 100 --lr 0.12, 7.7 epochs, at full size.
 """
 
