@@ -256,24 +256,30 @@ def our_generation(args: Namespace, texts: int = 1) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------------ FID
 
 
-def write_pictures(args: Namespace, folder: str) -> int:
-    """PNG files of test digits into the folder; how many."""
-    pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: args.steps // 2]
+def write_pictures(args: Namespace, folder: str, first: int = 0) -> int:
+    """PNG files of steps / 2 test digits, from the first on, into the folder, which is made; how many."""
+    pixels = images.load_images(None, "mnist", args.data_dir, 32).test[first:][: args.steps // 2]
+    Path(folder).mkdir(exist_ok=True)
     for i, x in enumerate(pixels):
         Image.fromarray(x[0].numpy()).save(f"{folder}/{i}.png")
     return len(pixels)
 
 
-def pytorch_fid_features(args: Namespace) -> dict[str, float]:
-    """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
+def pytorch_fid_with(weights: dict) -> tuple:
+    """pytorch-fid's modules fid_score and inception; these weights are what it downloads."""
     import pytorch_fid.inception
     from pytorch_fid import fid_score
 
-    torch.manual_seed(args.seed)
-    weights = inception.Inception().state_dict()
     pytorch_fid.inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
+    return fid_score, pytorch_fid.inception
+
+
+def pytorch_fid_features(args: Namespace) -> dict[str, float]:
+    """Mean and covariance of PNG files' features, with random weights: reading, resizing and network are timed."""
+    torch.manual_seed(args.seed)
+    fid_score, theirs = pytorch_fid_with(inception.Inception().state_dict())
     with tempfile.TemporaryDirectory() as folder:
-        n, net = write_pictures(args, folder), pytorch_fid.inception.InceptionV3()
+        n, net = write_pictures(args, folder), theirs.InceptionV3()
         files = sorted(Path(folder).glob("*.png"))
         began = time.perf_counter()
         fid_score.calculate_activation_statistics(files, net, num_workers=os.cpu_count())
@@ -522,25 +528,19 @@ def our_race_simclr(args: Namespace) -> dict[str, float]:
 
 
 def race_fid(args: Namespace, measure: Callable) -> dict[str, float]:
-    """The distance of two folders of 500 digits, with random weights, from start to value."""
+    """The distance of two folders of digits, 500 each, with random weights, from start to value."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(args.seed)
         weights = inception.Inception().state_dict()
-        pixels = images.load_images(None, "mnist", args.data_dir, 32).test[: part_of(args, 1000)]
-        for i, x in enumerate(pixels):
-            path = Path(folder, "ab"[i % 2], f"{i}.png")
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(x[0].numpy()).save(path)
+        n = write_pictures(args, f"{folder}/a")
+        write_pictures(args, f"{folder}/b", first=n)
         began = time.perf_counter()
         value = measure(weights, Path(folder))
         return raced(time.perf_counter() - began, distance=value)
 
 
 def pytorch_fid_distance(weights: dict, folder: Path) -> float:
-    import pytorch_fid.inception
-    from pytorch_fid import fid_score
-
-    pytorch_fid.inception.load_state_dict_from_url, fid_score.tqdm = lambda *_, **__: weights, iter
+    fid_score, _ = pytorch_fid_with(weights)
     return fid_score.calculate_fid_given_paths([str(folder / "a"), str(folder / "b")], 50, "cpu", 2048, os.cpu_count())
 
 
@@ -587,7 +587,7 @@ RACES = {
 # ------------------------------------------------------------------------------------------------------- all the tables
 
 
-TABLES = RACES | {
+TABLES = {
     "vae.py, MNIST at 32 pixels, 10 latents, batch 64": {
         "textbook loop": textbook_vae,
         "textbook loop, 2 workers": lambda args: textbook_vae(args, workers=2),
@@ -627,7 +627,7 @@ TABLES = RACES | {
         "dcgan.py": lambda args: communication(args, dcgan, "--data", photographs(args)),
         "simclr.py": lambda args: communication(args, simclr, "--batch-size", "256", "--data", photographs(args)),
     },
-}
+} | RACES  # which take hours
 NOT_QUICK = "race|conv|dcgan|SimCLR training|Two ranks|v2|--compile|--no-bf16|workers|3 layers|Fréchet|generation"
 
 
@@ -635,7 +635,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.Parser(__doc__)
     p.add_argument("--quick", action="store_true", help="one round, less steps and rows")
     steps_help = (
-        "of vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images"
+        "of vae.py and gan_mnist.py; dcgan.py: a 25th, GRU: a 50th, generation: 4 times, Inception: half, in images; "
+        "of a race so many thousandths"
     )
     p.add_argument("--steps", type=common.number(int, 5), default=1000, help=steps_help)
     p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")

@@ -83,9 +83,8 @@ def examples_vae(pixels: Tensor, steps: int, seed: int) -> tuple[nn.Module, floa
     """pytorch/examples: 784, 400, 20 and back, batch 128, one worker; 10 epochs are its own end."""
     torch.manual_seed(seed)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU())
-    decoder = nn.Sequential(nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28)))
+    decoder = nn.Sequential(nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28)))
     model = vae.VAE(encoder, decoder, (1, 28, 28), 20)
-    model.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), *decoder)
     model.set_likelihood("bernoulli")
     return vae_loop(model, DataLoader(PerImage(pixels, 0), 128, shuffle=True, num_workers=1), steps)
 
@@ -162,7 +161,7 @@ def simclr_loader(pixels: Tensor) -> DataLoader:
 
 
 def loader_simclr(pixels: Tensor, steps: int, seed: int) -> tuple[nn.Module, float]:
-    """SGD at 0.06, the scripts' own default for this batch."""
+    """SGD at 0.06."""
     torch.manual_seed(seed)
     model = simclr.Model(128, "resnet18")
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4)
@@ -174,6 +173,23 @@ def loader_simclr(pixels: Tensor, steps: int, seed: int) -> tuple[nn.Module, flo
         optimizer.step()
 
     return model, steps_per_second(simclr_loader(pixels), steps, update)
+
+
+def text_loop(
+    model: nn.Module, ids: Tensor, batch: int, optimizer: torch.optim.Optimizer, steps: int, lr: Callable[[int], float]
+) -> tuple[nn.Module, float]:
+    """Steps 0, 1, ... on `batch` random sequences of 64 of the text ids (N,), with gradients clipped to norm 1."""
+    ids, began = ids.long(), time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr(step)
+        x = ids[torch.randint(len(ids) - 64, (batch, 1)) + torch.arange(65)]  # (B, S + 1)
+        logits, _ = model(x[:, :-1])
+        optimizer.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model, steps / (time.perf_counter() - began)
 
 
 class Block(nn.Module):
@@ -213,23 +229,15 @@ class Transformer(nn.Module):
 def train_transformer(ids: Tensor, V: int, steps: int, seed: int) -> tuple[nn.Module, float]:
     """nanoGPT's recipe for a CPU: context 64, batch 12, AdamW, a cosine from 1e-3 to 1e-4; 2,000 steps are its end."""
     torch.manual_seed(seed)
-    model, ids = Transformer(V), ids.long()
+    model = Transformer(V)
     matrices, rest = ([p for p in model.parameters() if (p.ndim == 2) is wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    began = time.perf_counter()
-    for step in range(steps):
-        rise, fall = min(1, (step + 1) / 101), (1 + math.cos(math.pi * max(0, step - 100) / max(1, steps - 100))) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rise * (1e-4 + 9e-4 * fall)
-        at = torch.randint(len(ids) - 64, (12, 1)) + torch.arange(65)  # (B, S + 1)
-        x = ids[at]
-        logits, _ = model(x[:, :-1])
-        optimizer.zero_grad()
-        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model, steps / (time.perf_counter() - began)
+
+    def lr(step: int) -> float:
+        fall = (1 + math.cos(math.pi * max(0, step - 100) / max(1, steps - 100))) / 2
+        return min(1, (step + 1) / 101) * (1e-4 + 9e-4 * fall)
+
+    return text_loop(model, ids, 12, torch.optim.AdamW(groups, betas=(0.9, 0.99)), steps, lr)
 
 
 class CourseGRU(nn.Module):
@@ -274,14 +282,5 @@ class TorchGRU(nn.Module):
 def train_course_gru(ids: Tensor, V: int, steps: int, seed: int) -> tuple[nn.Module, float]:
     """Two layers of 256, 64 random sequences of 64 a step, Adam at 1e-3."""
     torch.manual_seed(seed)
-    model, ids = CourseGRU(V, 256, V, 2), ids.long()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    began = time.perf_counter()
-    for _ in range(steps):
-        x = ids[torch.randint(len(ids) - 64, (64, 1)) + torch.arange(65)]  # (B, S + 1)
-        logits, _ = model(x[:, :-1])
-        optimizer.zero_grad()
-        F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model, steps / (time.perf_counter() - began)
+    model = CourseGRU(V, 256, V, 2)
+    return text_loop(model, ids, 64, torch.optim.Adam(model.parameters()), steps, lambda _: 1e-3)

@@ -147,8 +147,8 @@ DIGITS_3000 = f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0"
 DIGITS_8000 = "dcgan --data mnist --no-spectral-norm --noise-steps 10000 --steps 8000 --lr 2e-3"
 CIFAR_1000 = "dcgan --data data/cifar10-jpeg --steps 1000 --sample-every 1000"
 FACES = "dcgan --data data/lfw-bush --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
-NORMED = f"{DIGITS_8000} --spectral-norm --lr 4e-3"
-SN_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
+NORMED_8000 = f"{DIGITS_8000} --spectral-norm --lr 4e-3"
+HINGE_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
 DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
 BINARY = "vae --data mnist --binarize --image-size 28 --sample-every 100000 --log-every 1000"
 RACES = {
@@ -196,17 +196,17 @@ RACES = {
     "dcgan-mnist-8000": {  # beyond 5,000 steps the distance stays
         "lr 2e-3, β₁ 0": DIGITS_8000,
         "labels not smoothed": f"{DIGITS_8000} --label-smoothing 0",
-        "hinge, spectral norm": SN_8000,
-        "hinge, spectral norm, lr 4e-3": f"{SN_8000} --lr 4e-3",
-        "hinge, spectral norm, lr 8e-3": f"{SN_8000} --lr 8e-3",
-        "hinge, spectral norm, lr 4e-3, falling": (f"{SN_8000} --lr 4e-3", partial(slow_down, 8000)),
-        "hinge, spectral norm, lr 4e-3, 24 wide": f"{SN_8000} --lr 4e-3 --hidden-dim 24",
+        "hinge, spectral norm": HINGE_8000,
+        "hinge, spectral norm, lr 4e-3": f"{HINGE_8000} --lr 4e-3",
+        "hinge, spectral norm, lr 8e-3": f"{HINGE_8000} --lr 8e-3",
+        "hinge, spectral norm, lr 4e-3, falling": (f"{HINGE_8000} --lr 4e-3", partial(slow_down, 8000)),
+        "hinge, spectral norm, lr 4e-3, 24 wide": f"{HINGE_8000} --lr 4e-3 --hidden-dim 24",
         "spectral norm": f"{DIGITS_8000} --spectral-norm",
-        "spectral norm, lr 4e-3": NORMED,
-        "spectral norm, lr 4e-3, falling": (NORMED, partial(slow_down, 8000)),
-        "spectral norm, lr 4e-3, 24 wide": f"{NORMED} --hidden-dim 24",
-        "spectral norm, lr 4e-3, averaged over 2,000 steps": f"{NORMED} --ema 0.9995",
-        "spectral norm, lr 4e-3, D's inputs always noisy": f"{NORMED} --noise-steps 1000000",
+        "spectral norm, lr 4e-3": NORMED_8000,
+        "spectral norm, lr 4e-3, falling": (NORMED_8000, partial(slow_down, 8000)),
+        "spectral norm, lr 4e-3, 24 wide": f"{NORMED_8000} --hidden-dim 24",
+        "spectral norm, lr 4e-3, averaged over 2,000 steps": f"{NORMED_8000} --ema 0.9995",
+        "spectral norm, lr 4e-3, D's inputs always noisy": f"{NORMED_8000} --noise-steps 1000000",
         "lr 4e-3, D's half of that": (f"{DIGITS_8000} --lr 4e-3", partial(adam, D=0.5)),
         "24 wide": f"{DIGITS_8000} --hidden-dim 24",
         "lr falls in the second half": (DIGITS_8000, partial(slow_down, 8000)),
