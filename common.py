@@ -80,8 +80,7 @@ def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, 
     given = vars(p.parse_args(argv))
     training = flags.modes(p, given, used_in) == {"train"}
     args.bf16 = hardware.bf16(args.device, args.bf16)
-    beside = {"given": given, "science": science, "largest": to_blame, "training": training}
-    return argparse.Namespace(**vars(args), **beside)
+    return argparse.Namespace(**vars(args), given=given, science=science, largest=to_blame, training=training)
 
 
 def compiled(function: Callable, wanted: bool) -> Callable:
@@ -107,8 +106,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def rows(x: Tensor, i: Tensor, device: torch.device) -> Tensor:
-    """x[i] on the device, wherever x is; the host waits for no GPU."""
-    return hardware.moved(x[hardware.moved(i, x.device)], device)
+    """This rank's share of x[i], on the device, wherever x is; the host waits for no GPU."""
+    return hardware.moved(x[hardware.moved(ranks.share(i), x.device)], device)
 
 
 @lru_cache(maxsize=4)
@@ -122,8 +121,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
     Stateless: step t needs no sampler to be resumed. Every batch has one size: it may end an epoch and begin the next.
     """
-    first = (step - 1) * batch_size
-    slices = []
+    first, slices = (step - 1) * batch_size, []
     while batch_size:
         epoch, start = divmod(first, n)
         slices.append(permutation(n, seed, epoch)[start : start + batch_size])

@@ -420,7 +420,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     for step in run.steps():
         logged, sampled = run.due(args.log_every), run.due(args.sample_every)
-        i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        i = common.batch_indices(len(pixels), args.batch_size, step, args.seed)
         x = common.rows(pixels, i, device).float() / 127.5 - 1
         if flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)

@@ -260,7 +260,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     for step in run.steps():
         logged, sampled = run.due(args.log_every), run.due(args.sample_every)
-        i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        i = common.batch_indices(len(pixels), args.batch_size, step, args.seed)
         x = common.rows(pixels, i, device).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
 
         # (1) update D: on data and on samples that no gradient goes through

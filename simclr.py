@@ -442,7 +442,7 @@ def train(args: Namespace, device: torch.device) -> None:
         optimizer.param_groups[0]["lr"] = common.cosine(step, args.steps, args.warmup, peak)
         epoch, k = divmod(step - 1, len(pixels) // args.batch_size)  # no image twice: it would be its own negative
         order = common.permutation(len(pixels), args.seed, epoch)
-        i = ranks.share(order[k * args.batch_size : (k + 1) * args.batch_size])
+        i = order[k * args.batch_size : (k + 1) * args.batch_size]
         x = common.rows(pixels, i, device)  # (N, C, S, S)
         views = normalise(torch.cat([augment(x), augment(x)]), colours)  # (2N, 3, S, S)
         if step <= args.half_size * args.steps:

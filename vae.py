@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-from plumbing import described, files, images, plots, ranks, run_folder
+from plumbing import described, files, images, plots, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither
@@ -566,7 +566,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = args.lr * schedule(step, args.steps, args.lr_schedule)
-        i = ranks.share(common.batch_indices(len(pixels), args.batch_size, step, args.seed))
+        i = common.batch_indices(len(pixels), args.batch_size, step, args.seed)
         x = scale(model, common.rows(pixels, i, device))  # (B, C, H, W)
         with autocast:
             loss, rec, kl = fast_objective(shared_model, x, likelihood, args.x_sigma2, args.beta)
