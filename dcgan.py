@@ -19,9 +19,9 @@ saved is an average of G's weights over its last steps.
     python dcgan.py --generate --n 100                      # a grid of new images from the newest run
 
 Measured: FD-LeNet of 10,000 samples to MNIST's test digits 2.95 after 20,000 steps, in 20 minutes, 3.0 ± 0.2 after
-8,000 (three seeds; the paper's flags: 10.2; vae.py: 59); to CIFAR-10's test images 3.7 after 2,000 and 1.5 after 5,000
-steps (the paper's: 6.5 after 2,000; training images: 0.04; another classifier's features), in 19 minutes. Seed 0 where
-nothing is said, one thread of an AMD EPYC.
+8,000 (three seeds); the paper's flags with --noise-steps 10000: 10.2; vae.py: 59. To CIFAR-10's test images 3.7 after
+2,000 and 1.5 after 5,000 steps (the paper's flags: 6.5 after 2,000; training images: 0.04; another classifier's
+features), in 19 minutes. Seed 0 where nothing is said, one thread of an AMD EPYC.
 """
 
 import copy
