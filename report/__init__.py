@@ -1,1 +1,1 @@
-"""Every figure of report/README.md and where it comes from: measure.py and bench.py."""
+"""Every figure of report/ and where it comes from: measure.py and bench.py."""

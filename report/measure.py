@@ -1,8 +1,8 @@
-"""The measurements of report/README.md that no script makes by itself: `python -m report.measure NAME`.
+"""The measurements of report/ that no script makes by itself: `python -m report.measure NAME`.
 
 Each NAME is a function below. It uses the scripts as they are, replaces at most the one thing that it asks about,
 prints its table as Markdown and writes its picture to report/pictures/. It runs in the repository's folder, where data/
-and runs/ are; report/README.md says which runs it needs.
+and runs/ are; its pages say which runs it needs.
 """
 
 import argparse

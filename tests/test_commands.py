@@ -73,7 +73,7 @@ def parse_only(module, flags: list[str], monkeypatch) -> None:
 
 def test_commands_and_pictures_of_the_documents(monkeypatch):
     """Every command parses, every measurement is described, every picture is shown."""
-    documents = [HERE / "README.md", HERE / "report/README.md", HERE / "weights/README.md"]
+    documents = [HERE / "README.md", *HERE.glob("report/*.md"), HERE / "weights/README.md"]
     text = "".join(document.read_text() for document in documents)
     inline = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     scripts, commands = {script.__name__: script for script in SCRIPTS}, 0
