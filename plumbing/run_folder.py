@@ -56,7 +56,7 @@ class State(dict):
     def plan(self, steps: int) -> None:
         """Keep the steps that a schedule is drawn for, and say so when a continued run changes them."""
         if self["steps"] != steps:
-            print(f"the cosine was drawn for {self['steps']} steps and goes on as one for {steps}")
+            print(f"the schedule was drawn for {self['steps']} steps and goes on as one for {steps}")
         self["steps"] = steps
 
 

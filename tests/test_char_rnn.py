@@ -186,7 +186,7 @@ def test_another_number_of_steps_is_another_cosine(capsys):
     Path("tale.txt").write_text(letters(410))
     for steps in ("4", "8"):
         char_rnn.main([*TALE, "--steps", steps, "--out", "run"])
-    assert "the cosine was drawn for 4 steps" in capsys.readouterr().out
+    assert "the schedule was drawn for 4 steps" in capsys.readouterr().out
     char_rnn.main([*TALE, "--steps", "2", "--out", "run"])  # nothing left to do
     assert "is finished" in capsys.readouterr().out
 
