@@ -345,7 +345,7 @@ def by_a_copy(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
 
 
 def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, object]:
-    """What held-out images say of 10,000 samples; the mean distance of two of them, by that of two images."""
+    """What judges say of 10,000 samples; the mean distance of two of them, by that of two images."""
     import fid
 
     return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
@@ -409,7 +409,7 @@ def train(args: Namespace, device: torch.device) -> None:
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
-    judges = fid.judges(data, args.data_dir, device)
+    judges = fid.judges(data, args.data_dir, device, "train")  # training images choose, held-out ones report
     distance = "fid" if "fid" in judges else "fd_lenet"
     best_file = run.folder / f"best_{distance}.pth"
     best = read_best(run, best_file)
@@ -445,16 +445,19 @@ def train(args: Namespace, device: torch.device) -> None:
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             warn_if_collapsed(run, seen)
-            if seen.get(distance, math.inf) < best.get(distance, math.inf):
-                best = {**numbers, "step": step, distance: seen[distance], "flags": run.flags}
+            if seen.get(distance, math.inf) < best.get(f"train_{distance}", math.inf):
+                best = {**numbers, "step": step, f"train_{distance}": seen[distance], "flags": run.flags}
                 run.save_weights(best_file.name, shown_G, best)
         if logged or sampled:
             run.log()
-    seen = seen or measure(shown_G, judges, spread_of_data)  # the last step has been measured, if there was one
+    judges = fid.judges(data, args.data_dir, device)
+    seen = measure(shown_G, judges, spread_of_data)
     report = fid.report(seen, partial(draw, shown_G), data, args, run.folder / "generator.pth")
     results = {"train_minutes": run.seconds / 60, **report}
     if best:
-        results |= {f"best_{distance}": best[distance], "best_step": best["step"]}
+        best_G = build(common.load(best_file, ("dcgan",), "trained_on")).to(device)
+        results["best_step"] = best["step"]
+        results |= {f"best_{k}": v for k, v in fid.measured(partial(draw, best_G), judges).items() if k == distance}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
 
 

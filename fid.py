@@ -384,16 +384,16 @@ def _shown(batches: Iterable[Tensor], net: nn.Module, what: str, n: int, batch_s
     return files.progress(batches, f"{net.metric}, {what}", math.ceil(n / batch_size))
 
 
-def judge(net: nn.Module, real: Tensor) -> Callable[[Draw], dict[str, object]]:
-    """A function that measures a generator's samples against held-out images, whose statistics are taken once."""
+def judge(net: nn.Module, real: Tensor, split: str = "test") -> Callable[[Draw], dict[str, object]]:
+    """A function that measures a generator's samples against images of a split, whose statistics are taken once."""
     classifies = isinstance(net, lenet.LeNet)
     key = net.metric.lower().replace("-", "_")
-    target = statistics(_shown(features(real, net), net, "held-out images", len(real)))
+    target = statistics(_shown(features(real, net), net, f"{split} images", len(real)))
 
     def measure(draw: Draw) -> dict[str, object]:
         h = _shown(features(draw(SAMPLES, 0), net), net, "samples", SAMPLES)
         s = statistics(h, keep=classifies)
-        about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": "test", "seed": 0}
+        about = made_by(net) | {"n_real": target.n, "n_generated": s.n, "split": split, "seed": 0}
         value = distance(target.mu, target.factor, s.mu, s.factor)
         return {key: value, f"{key}_about": about} | (lenet.classes(s.features, net) if classifies else {})
 
@@ -414,16 +414,18 @@ def _tried(key: str, function: Callable, *given):
         return None
 
 
-def judges(data: images.ImageData, data_dir: str, device: torch.device) -> dict[str, Callable[[Draw], dict]]:
-    """What can measure samples against data.test here: "fd_lenet" where the data have classes, "fid" where the
-    Inception weights are in torch hub's cache and the device is no CPU, which would take minutes.
+def judges(data: images.ImageData, data_dir: str, device: torch.device, split="test") -> dict[str, Callable]:
+    """What can measure samples here: "fd_lenet" where the data have classes, "fid" where the Inception weights are in
+    torch hub's cache and the device is no CPU, which would take minutes. Against data.test; with split "train", to
+    choose by, against every tenth image of data.train.
     """
-    makers = {"fd_lenet": lambda: judge(lenet.classifier(data, data_dir, device), data.test)}
+    real = data.test if split == "test" else data.train[::10]
+    makers = {"fd_lenet": lambda: judge(lenet.classifier(data, data_dir, device), real, split)}
     if device.type != "cpu":
-        makers["fid"] = lambda: judge(inception.load(download=False).to(device), data.test)
+        makers["fid"] = lambda: judge(inception.load(download=False).to(device), real, split)
     made = {key: _tried(key, make) for key, make in makers.items()}
     found = {key: measure for key, measure in made.items() if measure}
-    if found:
+    if found and split == "test":
         warn_if_few("held-out", len(data.test))
     return found
 
