@@ -49,7 +49,8 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")
     add = p.add_argument
-    add("--features", choices=["inception", "lenet"], default="inception", help="lenet: a classifier of REAL's classes")
+    features_help = "inception; lenet, a classifier of REAL's classes; or a weights file of simclr.py"
+    add("--features", metavar="NETWORK", default="inception", help=features_help)
     add("--weights", help="Inception weights (default: torch hub's cache, else the download)")
     add("--n", type=common.number(int, 2), default=SAMPLES, help="samples that are drawn from a run's generator")
     add("--seed", type=common.number(int, 0), default=0, help="seed of these samples")
@@ -276,8 +277,10 @@ def warn_if_few(name: str, n: int | None, hint: str = "") -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that do not go together."""
-    if args.features == "lenet" and args.weights:
-        raise ValueError("--weights are for Inception features, not for --features lenet")
+    if args.features not in ("inception", "lenet") and not Path(args.features).is_file():
+        raise ValueError(f"--features {args.features}: inception, lenet, or a weights file of simclr.py is needed")
+    if args.features != "inception" and args.weights:
+        raise ValueError(f"--weights are for Inception features, not for --features {args.features}")
     if args.features == "lenet" and not sources.is_data_set(args.real):
         raise ValueError("--features lenet needs a data set with classes as REAL, such as mnist:test")
     if args.save_stats:
@@ -318,6 +321,8 @@ def network(args: argparse.Namespace, found: dict[str, sources.Source], device: 
     """What makes the features; nothing where both sets come as statistics."""
     if args.features == "lenet":
         return lenet.classifier(found["real"].data, args.data_dir, device)
+    if args.features != "inception":
+        return sources.Encoder(args.features).to(device)
     if all(source.known for source in found.values()):
         return None
     return inception.load(args.weights).to(device)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import common
-from plumbing import folders, images, pixels, run_folder
+from plumbing import files, folders, images, pixels, run_folder
 
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
 WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder
@@ -31,6 +31,29 @@ class Source(NamedTuple):
     seed: int | None = None  # of samples
     known: Any = None  # the statistics of an .npz
     made_by: dict | None = None  # what an .npz of ours says of the features
+
+
+class Encoder(nn.Module):
+    """The frozen encoder of a weights file of simclr.py: floats in [0, 1], (N, C, H, W) -> (N, width) of length 1."""
+
+    metric, mode = "FD-SimCLR", "RGB"
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        import simclr
+
+        numbers = common.load(Path(path), ("simclr",), "trained_on")
+        self.encoder = simclr.Encoder(simclr.build(numbers).f, numbers).eval().requires_grad_(False)
+        self.side = numbers["image_size"]
+        self.features = f"simclr.py's {numbers['encoder']}, trained on {numbers['trained_on']}"
+        self.resized = f"black margin to {self.side} where that is up to 4 pixels, else antialiased bilinear"
+        self.sha256 = files.sha256(Path(path))
+
+    def resize(self, x: Tensor) -> Tensor:
+        return images.resize(x, self.side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.resize(x))
 
 
 def is_data_set(text: str) -> bool:

@@ -1,10 +1,14 @@
-"""The weights that ship: `python -m report.ship` copies them from runs/ to weights/, in float16, and writes their card.
+"""What is kept of runs/: `python -m report.ship` copies weights in float16 to weights/ and writes their card, and the
+results of the runs of runs.sh to report/results/.
 
-A file of which runs/ has no run stays as it is, with its line of the card. `check` is a figure that takes seconds, of
-the file itself; tests/test_weights.py measures it again.
+What runs/ does not have stays as it is, a file of weights with its line of the card. `check` is a figure that takes
+seconds, of the file itself; tests/test_weights.py measures it again. tests/test_results.py holds the documents against
+report/results/.
 """
 
 import argparse
+import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,6 +30,7 @@ RUNS = {  # file: the run it is of, and its command (gan_mnist.py, which takes a
         "char_rnn.py --data data/shakespeare-works --dropout 0.2 --steps 8000",
     ),
 }
+SCRIPTS = "char_rnn", "vae", "gan_mnist", "dcgan", "simclr"
 FILES = "vae.pth", "generator.pth", "char_rnn.pth"
 HEAD = """# Weights that ship
 
@@ -85,6 +90,23 @@ def ship(name: str, run: Path, command: str, commit: str) -> str:
     return f"| {' | '.join(cells)} | {check(path):.4f} | {files.sha256(path)} |"
 
 
+def keep_results() -> int:
+    """Flags and results of every run that runs.sh names, and of the races' winners, into report/results/."""
+    named = re.findall(r"--out (runs/\S+)", Path("report/runs.sh").read_text())
+    kept = 0
+    for folder in (*map(Path, named), *Path("runs/race/confirmed").glob("*/seed-*")):
+        results = run_folder.read_json(folder / "results.json")
+        if results:
+            config = run_folder.read_json(folder / "config.json")
+            flags = {k: v for k, v in config["flags"].items() if k not in ("out", "data_dir", "fresh")}
+            name = "-".join(folder.parts[1:]).removeprefix("race-").removeprefix("confirmed-")
+            script = next(script for script in SCRIPTS if name.startswith(script))
+            whole = {"script": script, "flags": flags, **results}
+            Path(f"report/results/{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+            kept += 1
+    return kept
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     card = common.SHIPPED / "README.md"
@@ -98,7 +120,7 @@ def main() -> None:
         else:
             lines += [line for line in old if line.startswith(f"| `{name}`")]
     card.write_text(HEAD + "\n".join(lines) + "\n")
-    print(f"{card}: {len(lines)} files")
+    print(f"{card}: {len(lines)} files; report/results: {keep_results()} runs")
 
 
 if __name__ == "__main__":

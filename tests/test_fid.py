@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import fid
+import simclr
 import vae
 from plumbing import folders, images, inception, lenet, pixels
 from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd, write_inputs
@@ -181,6 +182,32 @@ def test_lenet_is_trained_once(capsys, monkeypatch):
     assert net(torch.rand(2, 1, 60, 30)).shape == (2, 84)  # not squares
     with pytest.raises(ValueError, match="no classes"):
         lenet.classifier(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
+
+
+def test_features_of_a_simclr_encoder(capsys):
+    """FD-SimCLR is the distance of what simclr.py's encoder gives for whole images; its file is named beside it."""
+    write_inputs()
+    torch.manual_seed(0)
+    numbers = {"feature_dim": 8, "encoder": "resnet18", "image_size": 16, "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
+    model = simclr.build(numbers)
+    about = {"script": "simclr", "step": 3, "data": "x", "trained_on": "photos"}
+    torch.save(numbers | about | {"state_dict": model.state_dict()}, "simclr.pth")
+    real, fake = photos(40, 16), photos(40, 16) // 2
+    as_files(real, "real")
+    as_files(fake, "fake")
+    fid.main(["real", "fake", "--features", "simclr.pth", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    h = [
+        simclr.represent(simclr.Encoder(model.f, numbers).f, x, numbers, torch.device("cpu"), False)
+        for x in (real, fake)
+    ]
+    h = [torch.nn.functional.normalize(part, dim=1).double() for part in h]
+    expected = fid.frechet_distance(*(value for part in h for value in (part.mean(0), part.T.cov())))
+    assert found["metric"] == "FD-SimCLR" and found["value"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
+    assert found["weights_sha256"] == hashlib.sha256(Path("simclr.pth").read_bytes()).hexdigest()
+    assert "class_entropy" not in found and "resnet18, trained on photos" in found["features"]
+    fid.main(["real", "real", "--features", "simclr.pth", "--json", "--kid"])
+    assert json.loads(capsys.readouterr().out)["value"] < 1e-6
 
 
 def test_a_run_reports_what_the_command_measures(capsys, inception_file, monkeypatch):
@@ -395,6 +422,8 @@ def test_a_run_on_a_cpu_ends_with_fid_where_that_is_quick(inception_file, capsys
         (["set", "set", "--features", "lenet"], "data set with classes as REAL"),
         (["set:test", "set", "--features", "lenet"], "has no classes"),
         (["digits:test", "set", "--features", "lenet", "--weights", "x.pth"], "not for --features lenet"),
+        (["set", "set", "--features", "nowhere.pth"], "lenet, or a weights file of simclr.py"),
+        (["set", "set", "--features", "notes.txt"], "refused"),
         (["set", "set", "--n", "1"], "--n"),
         (["set", "set", "--batch-size", "0"], "--batch-size"),
         (["digits:test", "folder-run"], "another kind of file"),
@@ -419,6 +448,6 @@ def test_bad_input_of_fid_gets_one_line(argv, says, capsys, inception_file):
     Path("text.npz").write_text("text")
     torch.save({"fc.weight": Trap()}, "trap.pth")
     torch.save({"script": "vae", "flags": {}}, "folder-run/vae.pth")
-    if "--weights" not in argv and "lenet" not in argv:
+    if "--weights" not in argv and "--features" not in argv:
         argv = [*argv, "--weights", str(inception_file)]
     assert says in error_line(capsys, fid.main, argv) and not Path("executed").exists()
