@@ -7,8 +7,12 @@ and runs/ are; its pages say which runs it needs.
 
 import argparse
 import csv
+import io
+import itertools
 import json
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -28,7 +32,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import files, images, lenet, plots, process
+from plumbing import files, images, lenet, plots, process, sources
 
 CPU = torch.device("cpu")
 PICTURES = Path(__file__).parent / "pictures"
@@ -190,6 +194,41 @@ def temperature() -> None:
     table(("", "entropy, nats per character", "% of words that he uses", "% of runs of 8 that are distinct"), rows)
 
 
+KINDS = {  # of a line of a play
+    "headings": r"(ACT|SCENE|Scene|Act)\b",
+    "stage directions": r"\[|(Re-)?[Ee]nter |Exit|Exeunt|Flourish|Alarum",
+    "speakers": r"[A-Z0-9][\w' ]{0,24}\.(  ?\S|$)",
+}
+
+
+def kinds_of_lines(text: str) -> list[float]:
+    """Percent of the lines that are not empty that are of each kind, and their mean length in characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    counts = dict.fromkeys(KINDS, 0)
+    for line in lines:
+        for kind, pattern in KINDS.items():
+            if re.match(pattern, line):
+                counts[kind] += 1
+                break
+    return [100 * count / len(lines) for count in counts.values()] + [len("".join(lines)) / len(lines)]
+
+
+def plays() -> None:
+    """What share of lines is headings, stage directions, speakers: in the shipped model's text and in the original."""
+    state = torch.load("weights/char_rnn.pth", weights_only=True)
+    model, maps = char_rnn.build(state).float().eval(), char_rnn.char_maps(state["chars"])
+    held_out = char_rnn.load_text("data/shakespeare-works", "data", 1, 0.1, alphabet=state["chars"]).test
+    original = "".join(maps[1][i] for i in held_out.tolist())
+    rows = [("Shakespeare, held out", *kinds_of_lines(original))]
+    for T in (0.5, 0.8, 1.0):
+        torch.manual_seed(0)
+        step = char_rnn.one_step(model, len(maps[0]))
+        drawn = itertools.islice(char_rnn.continuation(step, [maps[0]["\n"]], CPU, T, n=20), 10000)
+        texts = ["".join(maps[1][i] for i in text) for text in zip(*drawn, strict=True)]
+        rows.append((f"generated, T = {T}", *kinds_of_lines("\n".join(texts))))
+    table(("% of lines", *KINDS, "characters a line"), rows)
+
+
 # ------------------------------------------------------------------------------------------------------------------ VAE
 
 
@@ -263,6 +302,66 @@ def latents() -> None:
     head = ("", "parameters", "ELBO", "reconstruction", "KL", "log p(x)", "FD-LeNet", "class entropy", "% sure of")
     table((*head, "active", "log σ², 98% of all"), rows)
     save(figure, "latents")
+
+
+@torch.no_grad()
+def posterior(model: vae.VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """μ and log σ² of uint8 images."""
+    parts = [model.posterior(vae.scale(model, part)) for part in x.split(500)]
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def prior() -> None:
+    """Why samples are worse than reconstructions: codes drawn where there are some, and from p(z)."""
+    model, data = weights(vae, "weights/vae.pth"), mnist(32)
+    seen_in = judge()
+    mu, log_sigma2 = posterior(model, data.test)
+    torch.manual_seed(0)
+    own = model.reparameterize(mu, log_sigma2)  # (10000, Z): a draw from the aggregate posterior, Σ q(z|x) / N
+    normal = torch.distributions.MultivariateNormal(own.mean(0), own.T.cov())
+    bank = model.reparameterize(*posterior(model, data.train[:10000]))
+    codes = {
+        "μ of test digits (reconstructions)": mu,
+        "q(z|x) of test digits, drawn": own,
+        "N(m, S), m and S of these": normal.sample((10000,)),
+        "p(z) = N(0, I) (samples)": torch.randn(10000, model.z_dim),
+    }
+    rows = []
+    for name, z in codes.items():
+        seen = seen_in(common.to_uint8(torch.cat([model.decode(part) for part in z.split(500)])))
+        nearest = torch.cat([torch.cdist(part, bank).min(1).values for part in z.split(500)])
+        rows.append((name, seen["fd_lenet"], 100 * seen["confident"], nearest.mean().item()))
+    table(("codes", "FD-LeNet", "% sure of", "distance to the nearest of 10,000 training codes"), rows)
+
+
+@torch.no_grad()
+def draws() -> None:
+    """500 draws of z for one digit of each class: its code's image, their mean, where they differ."""
+    model, data = weights(vae, "weights/vae.pth"), mnist(32)
+    x = data.test[[int((data.test_labels == k).nonzero()[0]) for k in range(10)]]
+    mu, log_sigma2 = posterior(model, x)
+    torch.manual_seed(0)
+    z = model.reparameterize(mu.expand(500, *mu.shape), log_sigma2.expand(500, *mu.shape))  # (500, 10, Z)
+    made = torch.stack([model.decode(part) for part in z])  # (500, 10, 1, 32, 32)
+    rows = torch.cat([x / 255, model.decode(mu), made[0], made[1], made.mean(0), 2 * made.std(0)])
+    common.save_grid(rows, PICTURES / "draws.png", len(x))
+    seen = classifier()(common.to_uint8(made.flatten(0, 1)).float() / 255)
+    guesses = classifier().classifier(seen).argmax(1).view(500, len(x))
+    same = (guesses == guesses.mode(0).values).float().mean(0)
+    sigma = log_sigma2.exp().sqrt().mean(1)
+    table(
+        ("digit", "mean σ", "mean deviation of a pixel", "% of draws read as the same digit"),
+        [(str(k), sigma[k].item(), made.std(0)[k].mean().item(), 100 * same[k].item()) for k in range(len(x))],
+    )
+
+
+def subset() -> None:
+    """24 images of each of three training sets, drawn at random."""
+    for name, size in (("mnist", 32), ("data/cifar10-jpeg", 32), ("data/lfw-bush", 64)):
+        x = images.load_images(name, "", "data", size).train
+        some = common.permutation(len(x), 0, 0)[:24]
+        common.save_grid(x[some].float() / 255, PICTURES / f"subset-{Path(name).name}.png", 12)
 
 
 # ------------------------------------------------------------------------------------------------------------------ GAN
@@ -364,6 +463,23 @@ def games() -> None:
         rows.append((last, *means, fd_lenet[i], class_entropy[i]))
     head = ("step", "D's loss", "G's loss", "D(x)", "D(G(z)) before", "after G's step", "FD-LeNet", "class entropy")
     table(head, rows)
+
+
+def blind() -> None:
+    """CS231n's question: D's loss constant and high while G's falls. A D that cannot learn, beside the default."""
+    Adam, rows = torch.optim.Adam, []
+    for name, times in (("D learns", 1), ("D's learning rate is 0", 0)):
+        rates = iter((1, times))  # G's optimiser is made first
+        torch.optim.Adam = lambda parameters, lr, rates=rates, **rest: Adam(parameters, lr * next(rates), **rest)
+        run = Path(f"runs/blind-{times}")
+        gan_mnist.main(f"--data mnist --steps 938 --sample-every 469 --log-every 67 --out {run} --fresh".split())
+        for first, last in ((0, 67), (402, 469), (871, 938)):
+            curves = [column(run.name, "train", key) for key in ("d_loss", "g_loss", "d_x")]
+            means = [mean_between(curve, first, last) for curve in curves]
+            measured = dict(zip(*column(run.name, "samples", "fd_lenet"), strict=True))
+            rows.append((f"{name}, step {last}", *means, measured.get(last, "")))
+    torch.optim.Adam = Adam
+    table(("", "D's loss", "G's loss", "D(x)", "FD-LeNet"), rows)
 
 
 # ---------------------------------------------------------------------------------------------------------- VAE and GAN
@@ -630,8 +746,59 @@ def distance() -> None:
     table(("samples", "training digits: FD-LeNet", "KID", "DCGAN: FD-LeNet", "KID"), rows)
 
 
-MEASUREMENTS = (memory, shuffled, temperature, beta, latents, gradients, games, sharpness, interpolation, ablation)
-NAMES = {function.__name__: function for function in (*MEASUREMENTS, few_labels, distance)}
+def jpeg(x: Tensor, quality: int) -> Tensor:
+    """uint8 images (N, 3, H, W), written as JPEG and read again."""
+    out = []
+    for image in x:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+        out.append(torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1))
+    return torch.stack(out)
+
+
+def halved_and_back(x: Tensor, mode: str, antialias: bool) -> Tensor:
+    small = F.interpolate(x.float(), scale_factor=0.5, mode=mode, antialias=antialias)
+    return common.to_uint8(F.interpolate(small, scale_factor=2, mode="bilinear") / 255)
+
+
+def damaged_photographs(data: images.ImageData) -> dict[str, Tensor]:
+    """Sets of CIFAR-10's images by what is wrong with them."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    train, labels, test = data.train, data.train_labels, data.test
+    torch.manual_seed(0)
+    noise = torch.randn(test.shape)
+    sets = {"training images, 10,000": train[:10000], "training images without horses": train[labels != 7][:10000]}
+    for sigma in (0.05, 0.1):
+        sets[f"test, noise of σ = {sigma}"] = common.to_uint8((test / 255 + sigma * noise).clamp(0, 1))
+    for sigma in (0.5, 1.0):
+        sets[f"test, blurred with σ = {sigma}"] = gaussian_blur(test, int(8 * sigma) | 1, sigma)
+    for quality in (95, 75):
+        sets[f"test, as JPEG of quality {quality}"] = jpeg(test, quality)
+    sets["test, halved and back, nearest"] = halved_and_back(test, "nearest", False)
+    sets["test, halved and back, antialiased"] = halved_and_back(test, "bilinear", True)
+    sets["dcgan.py's samples"] = torch.cat(list(dcgan.draw(weights(dcgan, "weights/dcgan-cifar10.pth"), 10000, 0)))
+    return sets
+
+
+def photographs() -> None:
+    """What FD-LeNet of CIFAR-10 and FD-SimCLR see in photographs: noise, blur, JPEG, resizing, a class missing."""
+    data = images.load_images("data/cifar10-jpeg", "", "data", 32)
+    networks = lenet.classifier(data, "data", CPU), sources.Encoder("runs/simclr-2h/simclr.pth")
+    judges = [fid.judge(net, data.test) for net in networks]
+    rows = []
+    for name, x in damaged_photographs(data).items():
+        seen = [measure(lambda *_, x=x: x) for measure in judges]
+        rows.append((name, seen[0]["fd_lenet"], 1000 * seen[1]["fd_simclr"], seen[0]["class_entropy"]))
+        print(*rows[-1], file=sys.stderr)
+    table(("against CIFAR-10's 10,000 test images", "FD-LeNet", "FD-SimCLR x 1,000", "class entropy"), rows)
+
+
+TEXT = (memory, shuffled, temperature, plays)
+VAE = (beta, latents, prior, draws, subset)
+GAN = (gradients, games, blind, sharpness, interpolation)
+MEASUREMENTS = (*TEXT, *VAE, *GAN, ablation, few_labels, distance, photographs)
+NAMES = {function.__name__: function for function in MEASUREMENTS}
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -151,6 +151,7 @@ HINGE_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
 DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
 BINARY = "vae --data mnist --binarize --image-size 28 --sample-every 100000 --log-every 1000"
 DENSE_BINARY = f"{BINARY} --arch mlp --latent-dim 50 --steps 20000 --lr 1e-3"
+COLLAPSE = "gan_mnist --data mnist --lr 3e-3 --steps 938 --sample-every 469"
 RACES = {
     "gan-dense-3000": {
         "lr 1e-3, β₁ 0": DENSE,
@@ -177,6 +178,16 @@ RACES = {
         for loss in ("gan", "lsgan")
         for lr in ("1e-3", "3e-3")
         for b in ("0", "0.5")
+    },
+    "collapse": {  # provoked by three times the learning rate
+        f"{arch}, {loss}, β₁ {b}": f"{COLLAPSE} --arch {arch} --loss {loss} --beta1 {b}"
+        for arch, loss, b in (
+            ("dense", "gan", "0.5"),
+            ("dense", "gan", "0"),
+            ("dense", "lsgan", "0.5"),
+            ("conv", "gan", "0.5"),
+            ("conv", "gan", "0"),
+        )
     },
     "dcgan-mnist": {
         f"lr {lr}, β₁ {b}": f"{DIGITS} --steps 1000 --lr {lr} --beta1 {b}"
