@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import common
-from plumbing import files, images, lenet, ranks, run_folder
+from plumbing import files, images, lenet, plots, ranks, run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
 
@@ -409,6 +409,7 @@ def train(args: Namespace, device: torch.device) -> None:
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
+    run.levels = plots.equilibrium(*game(args.loss, 0, label_smoothing), probability)
     judges = fid.judges(data, args.data_dir, device, "train")  # training images choose, held-out ones report
     distance = "fid" if "fid" in judges else "fd_lenet"
     best_file = run.folder / f"best_{distance}.pth"

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import files, images, lenet, ranks, run_folder
+from plumbing import files, images, lenet, plots, ranks, run_folder
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -251,6 +251,7 @@ def train(args: Namespace, device: torch.device) -> None:
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
         return
+    run.levels = plots.equilibrium(d_loss_fn, g_loss_fn, probability)
     judges = fid.judges(data, args.data_dir, device)
     on_the_way = {key: judge for key, judge in judges.items() if key == "fd_lenet"}
     pixels = common.to_device(data.train, device)

@@ -1,5 +1,7 @@
 """Pictures that need no model: training curves, points in the plane, nearest neighbours."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -46,20 +48,42 @@ def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: 
     files.show(path, partial(axes.figure.savefig, format="png"))
 
 
-def curves(rows: list[dict], path: Path) -> None:
-    """A PNG with a panel per term and a line per split, of rows such as {"step": 1, "split": "train", "loss": 0.5}."""
+def equilibrium(d_loss_fn: Callable, g_loss_fn: Callable, probability: Callable) -> dict[str, float]:
+    """A GAN's curves where samples are as the data are: the best that D can do is one score for both."""
+    scores = torch.linspace(-2, 2, 401)[:, None]
+    losses = torch.stack([d_loss_fn(score, score) for score in scores])
+    score = scores[losses < losses.min() + 1e-6].median()[None]
+    d = probability(score).item()
+    return {"d_loss": losses.min().item(), "g_loss": g_loss_fn(score).item(), "d_x": d, "d_g_z": d}
+
+
+def curves(rows: list[dict], path: Path, levels: dict[str, float]) -> None:
+    """A PNG with a panel per term, three in a row, and a line per split, of rows such as {"step": 1, "split": "train",
+    "loss": 0.5}. levels: values of terms to be marked. The first twentieth of many points may leave the panel.
+    """
     from matplotlib.figure import Figure
 
     terms = dict.fromkeys(key for row in rows for key in row if key not in ("step", "split"))
-    figure = Figure((4 * len(terms), 3), layout="constrained")
+    columns = min(3, len(terms))
+    lines = math.ceil(len(terms) / columns)
+    figure = Figure((5 * columns, 3 * lines), layout="constrained")
     for i, term in enumerate(terms, 1):
-        axes = figure.add_subplot(1, len(terms), i, title=term, xlabel="step")
+        axes = figure.add_subplot(lines, columns, i, title=term, xlabel="step")
         shown = [row for row in rows if term in row]
+        late = []
         for split in dict.fromkeys(row["split"] for row in shown):
             points = [(row["step"], row[term]) for row in shown if row["split"] == split]
             marker = "." if len(points) < 20 else None  # a single point is no line
             axes.plot(*zip(*points, strict=True), marker=marker, label=split)
-        axes.legend()
+            late += [value for _, value in points[len(points) // 20 :]]
+        if term in levels:
+            axes.axhline(levels[term], color="grey", ls=":", label="equilibrium")
+            late.append(levels[term])
+        margin = (max(late) - min(late)) / 20
+        if margin:
+            axes.set_ylim(min(late) - margin, max(late) + margin)
+        axes.locator_params(axis="x", nbins=5)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
     files.show(path, partial(figure.savefig, format="png"))
 
 

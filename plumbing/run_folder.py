@@ -113,6 +113,7 @@ class Run:
         self.saved = None  # the step of the last checkpoint
         self.ending = False
         self.bar = self.events = None
+        self.levels: dict[str, float] = {}  # of terms, for curves.png
         parameters = {}
         for key, thing in objects.items():
             if isinstance(thing, nn.Module):
@@ -233,7 +234,7 @@ class Run:
         states = {key: thing.state_dict() for key, thing in self.objects.items()}
         common.save(state | states, self.folder / "last.pth")
         if self.rows and find_spec("matplotlib"):
-            plots.curves(self.rows, self.folder / "curves.png")
+            plots.curves(self.rows, self.folder / "curves.png", self.levels)
 
     def finished(self) -> bool:
         """Whether training and evaluation are done, said in one line."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import math
 import os
 import pty
 import re
@@ -98,8 +99,34 @@ def test_a_single_row_is_to_be_seen(monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
     for n in (1, 30):
-        plots.curves([{"step": i, "split": "train", "loss": 1.0} for i in range(n)], Path("curves.png"))
+        plots.curves([{"step": i, "split": "train", "loss": 1.0} for i in range(n)], Path("curves.png"), {})
     assert [figure.axes[0].lines[0].get_marker() for figure in figures] == [".", "None"]
+
+
+def test_curves_show_what_comes_late_and_the_equilibrium(monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    rows = [{"step": i, "split": "train", "d_loss": 100.0 if i == 0 else 1 + i / 100} for i in range(40)]
+    plots.curves(rows, Path("curves.png"), {"d_loss": 1.5, "elsewhere": 3.0})
+    (axes,) = figures[0].axes
+    assert 1 > axes.get_ylim()[0] > 0.9 and 1.5 < axes.get_ylim()[1] < 1.6
+    assert list(axes.lines[1].get_ydata()) == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "expected"),
+    [
+        ("gan", 0, {"d_loss": 2 * math.log(2), "g_loss": math.log(2), "d_x": 0.5, "d_g_z": 0.5}),
+        ("gan", 0.1, {"d_loss": -0.9 * math.log(0.45) - 1.1 * math.log(0.55), "g_loss": -math.log(0.45), "d_x": 0.45}),
+        ("lsgan", 0, {"d_loss": 0.25, "g_loss": 0.125, "d_x": 0.5}),
+        ("hinge", 0, {"d_loss": 2, "g_loss": 0, "d_x": 0}),
+    ],
+)
+def test_equilibrium(loss, smoothing, expected):
+    """Goodfellow et al. 2014, proposition 1; with labels smoothed by s the best D is (1 − s) / 2 where p_g = p_data."""
+    probability = torch.sigmoid if loss == "gan" else torch.nn.Identity()
+    found = plots.equilibrium(*dcgan.game(loss, 0, smoothing), probability)
+    assert {k: found[k] for k in expected} == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize(
