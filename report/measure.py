@@ -323,7 +323,7 @@ def prior() -> None:
     bank = model.reparameterize(*posterior(model, data.train[:10000]))
     codes = {
         "μ of test digits (reconstructions)": mu,
-        "q(z|x) of test digits, drawn": own,
+        r"q(z\|x) of test digits, drawn": own,
         "N(m, S), m and S of these": normal.sample((10000,)),
         "p(z) = N(0, I) (samples)": torch.randn(10000, model.z_dim),
     }
