@@ -36,6 +36,8 @@ from plumbing import files, images, lenet, plots, process, sources
 
 CPU = torch.device("cpu")
 PICTURES = Path(__file__).parent / "pictures"
+CIFAR10 = "data/cifar10-jpeg" if Path("data/cifar10-jpeg").exists() else "cifar10"  # the same as a folder of JPEGs
+FACES = "data/lfw-bush" if Path("data/lfw-bush").exists() else "lfw"
 
 
 def cell(value: object) -> str:
@@ -358,10 +360,10 @@ def draws() -> None:
 
 def subset() -> None:
     """24 images of each of three training sets, drawn at random."""
-    for name, size in (("mnist", 32), ("data/cifar10-jpeg", 32), ("data/lfw-bush", 64)):
+    for picture, name, size in (("mnist", "mnist", 32), ("cifar10", CIFAR10, 32), ("faces", FACES, 64)):
         x = images.load_images(name, "", "data", size).train
         some = common.permutation(len(x), 0, 0)[:24]
-        common.save_grid(x[some].float() / 255, PICTURES / f"subset-{Path(name).name}.png", 12)
+        common.save_grid(x[some].float() / 255, PICTURES / f"subset-{picture}.png", 12)
 
 
 # ------------------------------------------------------------------------------------------------------------------ GAN
@@ -649,7 +651,7 @@ def ablation(variant: str) -> None:
     n_steps = 300 * 128 // int(changed["batch-size"])  # as many images for all
     if variant == "untrained":
         n_steps = 1
-    flags = ["--data", "data/cifar10-jpeg", "--image-size", "16", "--lr", "0.12", "--warmup", "30"]
+    flags = ["--data", CIFAR10, "--image-size", "16", "--lr", "0.12", "--warmup", "30"]
     flags += ["--steps", str(n_steps), "--sample-every", "10000", "--out", f"runs/simclr-{variant}"]
     for name, setting in changed.items():
         flags += [f"--{name}", setting]
@@ -677,7 +679,7 @@ def fit(data: images.ImageData, some: Tensor, numbers: dict, n_steps: int) -> nn
 def few_labels() -> None:
     """A linear layer on the frozen encoder against the same network trained on the same few labels alone."""
     numbers = torch.load("runs/simclr-cifar10-jpeg-resnet18-tau0.5-batch256/simclr.pth", weights_only=True)
-    model, data = simclr.build(numbers), images.load_images("data/cifar10-jpeg", "", "data", 32)
+    model, data = simclr.build(numbers), images.load_images(CIFAR10, "", "data", 32)
     some = common.permutation(len(data.train), 0, 0)[:5000]
     h = simclr.represent(model.f, data.train[some], numbers, CPU, True)  # (5000, 512)
     test_h = simclr.represent(model.f, data.test, numbers, CPU, True)
@@ -783,7 +785,7 @@ def damaged_photographs(data: images.ImageData) -> dict[str, Tensor]:
 
 def photographs() -> None:
     """What FD-LeNet of CIFAR-10 and FD-SimCLR see in photographs: noise, blur, JPEG, resizing, a class missing."""
-    data = images.load_images("data/cifar10-jpeg", "", "data", 32)
+    data = images.load_images(CIFAR10, "", "data", 32)
     networks = lenet.classifier(data, "data", CPU), sources.Encoder("runs/simclr-2h/simclr.pth")
     judges = [fid.judge(net, data.test) for net in networks]
     rows = []

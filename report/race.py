@@ -28,7 +28,7 @@ import dcgan
 import simclr
 import vae
 from plumbing import images, lenet, run_folder
-from report.measure import table
+from report.measure import CIFAR10, FACES, table
 
 
 def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
@@ -140,12 +140,12 @@ def dcl() -> None:
 
 GAN = "gan_mnist --data mnist --sample-every 100000"
 DIGITS = "dcgan --data mnist --no-spectral-norm --noise-steps 10000 --sample-every 100000"
-VIEWS = "simclr --data data/cifar10-jpeg --batch-size 128 --steps 300 --warmup 30 --lr 0.12 --half-size 1"
+VIEWS = f"simclr --data {CIFAR10} --batch-size 128 --steps 300 --warmup 30 --lr 0.12 --half-size 1"
 VAE = "vae --data mnist --latent-dim 10 --sample-every 100000 --log-every 500"
 DIGITS_3000 = f"{DIGITS} --steps 3000 --lr 4e-3 --beta1 0"
 DIGITS_8000 = "dcgan --data mnist --no-spectral-norm --noise-steps 10000 --steps 8000 --lr 2e-3"
-CIFAR_1000 = "dcgan --data data/cifar10-jpeg --steps 1000 --sample-every 1000"
-FACES = "dcgan --data data/lfw-bush --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
+CIFAR_1000 = f"dcgan --data {CIFAR10} --steps 1000 --sample-every 1000"
+FACES_1000 = f"dcgan --data {FACES} --batch-size 64 --steps 1000 --sample-every 250 --noise-steps 500"
 NORMED_8000 = f"{DIGITS_8000} --spectral-norm --lr 4e-3"
 HINGE_8000 = f"{DIGITS_8000} --loss hinge --spectral-norm"
 DENSE = f"{GAN} --steps 3000 --lr 1e-3 --beta1 0"
@@ -282,14 +282,14 @@ RACES = {
         "DiffAugment": (CIFAR_1000, diff_augment),
     },
     "faces": {
-        "lr 1e-3": FACES,
-        "lr 5e-4": f"{FACES} --lr 5e-4",
-        "hinge, spectral norm": f"{FACES} --loss hinge --spectral-norm",
-        "DiffAugment": (FACES, diff_augment),
-        "DiffAugment, lr 5e-4": (f"{FACES} --lr 5e-4", diff_augment),
+        "lr 1e-3": FACES_1000,
+        "lr 5e-4": f"{FACES_1000} --lr 5e-4",
+        "hinge, spectral norm": f"{FACES_1000} --loss hinge --spectral-norm",
+        "DiffAugment": (FACES_1000, diff_augment),
+        "DiffAugment, lr 5e-4": (f"{FACES_1000} --lr 5e-4", diff_augment),
     },
     "dcgan-cifar10": {
-        f"lr {lr}, β₁ {b}": f"dcgan --data data/cifar10-jpeg --steps 300 --sample-every 100000 --lr {lr} --beta1 {b}"
+        f"lr {lr}, β₁ {b}": f"dcgan --data {CIFAR10} --steps 300 --sample-every 100000 --lr {lr} --beta1 {b}"
         for lr, b in (("2e-4", "0.5"), ("5e-4", "0"), ("1e-3", "0"), ("2e-3", "0"))
     },
 }
