@@ -18,10 +18,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from plumbing import files, flags, hardware, ranks
+from plumbing import files, flags, hardware, pictures, ranks
 from plumbing.flags import Parser, largest, number
 from plumbing.process import fail, run, running  # noqa: F401
 
@@ -267,13 +266,11 @@ def output_folder(args: argparse.Namespace, weights: Path) -> Path:
     return folder
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """PNG of images in [0, 1], (N, C, H, W), with torchvision's make_grid; rank 0 writes it."""
-    if ranks.rank():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = partial(torchvision.utils.save_image, images.detach().float(), format="png", nrow=columns, padding=1)
-    files.show(path, grid)
+def save_grid(images: Tensor, path: Path, columns: int = 8, **layout) -> None:
+    """PNG of images in [0, 1], (N, C, H, W), by rank 0, as pictures.grid lays them out: 500 pixels wide or more."""
+    if not ranks.rank():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.show(path, partial(pictures.grid(images, columns, **layout).save, format="png"))
 
 
 def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:

@@ -439,10 +439,11 @@ def train(args: Namespace, device: torch.device) -> None:
             logits_after = by_a_copy(fast_D, x_fake, args.bf16).float()
             run.add("before G's step", d_g_z=probability(logits_fake).mean())
             run.add("after G's step", d_g_z=probability(logits_after).mean())
-        if sampled:
-            run.check()
+        if run.pictured(args.sample_every):
             z = torch.randn(64, latent_dim, generator=torch.Generator().manual_seed(0))
             run.save_grid("samples", show(shown_G, z))
+        if sampled:
+            run.check()
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             warn_if_collapsed(run, seen)
@@ -468,7 +469,8 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
     rows = []
     for z1, z2 in z.split(2):
         rows += [between(z1, z2, k, spherical=False), between(z1, z2, k, spherical=True)]
-    common.save_grid(show(G, torch.cat(rows)), path, k + 5)
+    labels = tuple(f"{i / k:.3g}" for i in range(-2, k + 3))
+    common.save_grid(show(G, torch.cat(rows)), path, k + 5, set_off=(1, k + 2), pairs=True, labels=labels)
     print(f"{path}: each pair of z on a line and, below it, on the sphere")
 
 

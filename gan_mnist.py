@@ -291,9 +291,9 @@ def train(args: Namespace, device: torch.device) -> None:
             common.average(shown_G, G, args.ema, step)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
+        if run.pictured(args.sample_every):
+            run.save_grid("samples", sample(shown_G, sample_noise(64, noise_dim, seed=0)))
         if sampled:
-            z = sample_noise(64, noise_dim, seed=0)
-            run.save_grid("samples", sample(shown_G, z))
             seen = measure(shown_G, run, judges if step == args.steps else on_the_way)
         if logged or sampled:
             run.log()

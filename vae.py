@@ -419,7 +419,8 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
     for x1, x2, z1, z2 in zip(x, x[1:], mu, mu[1:], strict=False):
         rows += [x1[None], model.decode(z1 + i * (z2 - z1)), x2[None]]
     if rows:
-        common.save_grid(visible(model, torch.cat(rows)), path, k + 7)
+        labels = ("x1", *(f"{t:.3g}" for t in i[:, 0].tolist()), "x2")
+        common.save_grid(visible(model, torch.cat(rows)), path, k + 7, set_off=(0, 2, k + 3, k + 5), labels=labels)
 
 
 @torch.no_grad()
@@ -459,7 +460,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     results |= {"rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
     results |= {"log_px": log_px(model, some, k), "log_px_images": len(some), "log_px_samples": k}
     grid, columns = reconstructions(model, data.test)
-    common.save_grid(grid, folder / "reconstructions.png", columns)
+    common.save_grid(grid, folder / "reconstructions.png", columns, pairs=True)
     results["active_units"] = active_units(model, data.test)
     if not results["active_units"]:
         files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
@@ -584,11 +585,11 @@ def train(args: Namespace, device: torch.device) -> None:
             with autocast:
                 run.add("test", **evaluate(model, data.test[:500], args.beta))
             run.log()
-        if run.due(args.sample_every):
+        if run.pictured(args.sample_every):
             model.eval()
             torch.manual_seed(0)
             run.save_grid("samples", visible(model, model.sample(64)))
-            run.save_grid("reconstructions", *reconstructions(model, data.test))
+            run.save_grid("reconstructions", *reconstructions(model, data.test), pairs=True)
             model.train()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)

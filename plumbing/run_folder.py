@@ -30,7 +30,7 @@ from torch import nn
 
 import common
 from common import fail
-from plumbing import files, plots, ranks
+from plumbing import files, pictures, plots, ranks
 
 EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
 
@@ -302,9 +302,13 @@ class Run:
         for name, value in ({"n": 1} | terms).items():
             sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
 
-    def save_grid(self, name: str, images: torch.Tensor, columns: int = 8) -> None:
+    def pictured(self, every: int) -> bool:
+        """Whether a grid is due: at steps 1, 2, 4, 8 ... too, so that there is soon something to see."""
+        return self.due(every) or (self.step < every and self.step.bit_count() == 1)
+
+    def save_grid(self, name: str, images: torch.Tensor, columns: int = 8, **layout) -> None:
         """name/step_0000001.png of images in [0, 1], (N, C, H, W), and the same among TensorBoard's events."""
-        common.save_grid(images, self.folder / f"{name}/step_{self.step:07d}.png", columns)
+        common.save_grid(images, self.folder / f"{name}/step_{self.step:07d}.png", columns, **layout)
         if self.events:
             grid = torchvision.utils.make_grid(images.detach().float(), columns, padding=1)
             self.events.add_image(name, grid.clamp(0, 1), self.step)
@@ -365,7 +369,7 @@ def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, floa
 def _pictures(folder: Path) -> list[Path]:
     """Those of the run, and of those that were made on the way the last."""
     on_the_way = [sorted(inside.glob("*.png"))[-1:] for inside in (folder / "samples", folder / "reconstructions")]
-    return sorted(folder.glob("*.png")) + sum(on_the_way, [])
+    return sorted([*folder.glob("*.png"), *folder.glob("*.webp")]) + sum(on_the_way, [])
 
 
 def finish(
@@ -391,6 +395,7 @@ def finish(
     for key, value in results.items():
         if key != "data" and not isinstance(value, dict):
             print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
+    pictures.film(folder)
     for picture in _pictures(folder):
         print(f"picture: {picture}")
     print(f"{folder}: {on}")

@@ -169,7 +169,8 @@ def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
         grids.append(picture(folder / "generated.png"))
     assert np.array_equal(grids[0], grids[1]) and not np.array_equal(grids[0], grids[2])
     dcgan.main(["--interpolate", "3", "--weights", str(folder / "best_fd_lenet.pth"), "--export"])
-    assert picture(folder / "interpolation.png").shape == (8 * 33 + 1, 8 * 33 + 1, 3)
+    height, width = 8 * 33 + 1 + 3 * 8, 8 * 33 + 1 + 2 * 8  # gaps of 8 between the pairs and beside the ends
+    assert picture(folder / "interpolation.png").shape == (2 * height + 16, 2 * width, 3)
     said = capsys.readouterr().out
     assert "DCGAN_model_G.pth: (B, 3) in" in said and "DCGAN_model_D.pt2: (B, 1, 32, 32) in" in said
     (folder / "discriminator.pth").unlink()

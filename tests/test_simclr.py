@@ -130,7 +130,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     model.f[1].running_mean[3] += 1e-3
     assert simclr.fingerprint(model.f) != sha  # buffers count
     assert {p.name for p in folder.glob("*.png")} == {"views.png", "neighbours.png", "curves.png"}
-    assert picture(folder / "views.png").shape == (3 * 9 + 1, 8 * 9 + 1, 3)
+    assert picture(folder / "views.png").shape == (7 * (3 * 9 + 1), 7 * (8 * 9 + 1), 3)
 
     simclr.main(["--eval"])
     again = results_of(folder)

@@ -120,7 +120,7 @@ def test_a_run_from_start_to_export(capsys, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     assert config["flags"]["latent_dim"] == 2 and config["parameters"]["model"] > 0
     assert config["data"].startswith("digits") and list(folder.glob("events.out.tfevents.*"))
-    assert picture(folder / "samples/step_0000030.png").shape == (137, 137, 3)
+    assert picture(folder / "samples/step_0000030.png").shape == (4 * 137, 4 * 137, 3)
     for name in ("curves", "latent", "interpolation", "reconstructions", "reconstructions/step_0000020"):
         picture(folder / f"{name}.png")
 
@@ -129,7 +129,7 @@ def test_a_run_from_start_to_export(capsys, monkeypatch):
     vae.main(["--eval", "--latent-dim", "2"])  # the same model and noise: the same numbers
     assert results_of(folder)["elbo"] == pytest.approx(results["elbo"], abs=1e-3)
     vae.main(["--generate", "--n", "9", "--interpolate", "--export"])
-    assert picture(folder / "generated.png").shape == (52, 52, 3)
+    assert picture(folder / "generated.png").shape == (10 * 52, 10 * 52, 3)
     assert "within" in capsys.readouterr().out and (folder / "VAE_model.pth").exists()
 
     assert "latent_dim 10" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3"])

@@ -1,0 +1,57 @@
+"""Grids of images, and films of grids."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from plumbing import files
+
+WIDTH = 500  # pixels that a grid has at least
+
+
+def grid(x: Tensor, columns: int, set_off: tuple = (), pairs: bool = False, labels: tuple = ()) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1], row by row, one pixel apart, each pixel enlarged to a square until they are WIDTH.
+
+    set_off: columns after which there is a gap. pairs: a gap after every second row. labels: of the columns.
+    """
+    N, C, H, W = x.shape
+    pixels = (x.detach().float().cpu() * 255 + 0.5).clamp(0, 255).byte().expand(N, max(3, C), H, W)
+    gap = max(3, W // 4)
+    left = [1 + c * (W + 1) + gap * sum(c > edge for edge in set_off) for c in range(columns)]
+    top = [1 + r * (H + 1) + gap * pairs * (r // 2) for r in range(math.ceil(N / columns))]
+    whole = torch.full((3, top[-1] + H + 1, left[-1] + W + 1), 128, dtype=torch.uint8)
+    for k in range(len(top) * columns):
+        y0, x0 = top[k // columns], left[k % columns]
+        whole[:, y0 - 1 : y0 + H + 1, x0 - 1 : x0 + W + 1] = 0
+        if k < N:
+            whole[:, y0 : y0 + H, x0 : x0 + W] = pixels[k]
+    times = math.ceil(WIDTH / whole.shape[2])
+    picture = Image.fromarray(whole.permute(1, 2, 0).numpy()).resize(
+        (times * whole.shape[2], times * whole.shape[1]), Image.Resampling.NEAREST
+    )
+    if not labels:
+        return picture
+    titled = Image.new("RGB", (picture.width, picture.height + 16))
+    titled.paste(picture, (0, 16))
+    for x0, label in zip(left, labels, strict=True):
+        ImageDraw.Draw(titled).text((times * (x0 + W / 2), 8), label, "white", anchor="mm", font_size=11)
+    return titled
+
+
+def film(folder: Path, largest: int = 600_000) -> None:
+    """folder/samples.webp of the grids in folder/samples, in at most 48 frames and `largest` bytes, the last held."""
+    paths = sorted((folder / "samples").glob("step_*.png"))
+    if len(paths) < 3:
+        return
+    for n in (48, 32, 20, 12, 6):
+        chosen = sorted({round(i * (len(paths) - 1) / (n - 1)) for i in range(n)})
+        frames = [Image.open(paths[i]).convert("RGB") for i in chosen]
+        durations = [200] * (len(frames) - 1) + [3000]  # ms
+        how = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "quality": 60}
+        files.show(folder / "samples.webp", partial(frames[0].save, format="webp", **how))
+        if (folder / "samples.webp").stat().st_size <= largest:
+            break

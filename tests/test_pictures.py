@@ -1,0 +1,65 @@
+"""plumbing/pictures.py: grids and films, and the steps at which they are made."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
+
+from plumbing import pictures, run_folder
+
+
+def test_grid_is_the_images_enlarged():
+    torch.manual_seed(0)
+    x = torch.rand(7, 1, 6, 5)
+    drawn = np.asarray(pictures.grid(x, 3))
+    times = 500 // 19 + 1
+    assert drawn.shape == (times * 22, times * 19, 3)
+    drawn = drawn[::times, ::times]
+    assert (np.repeat(np.repeat(drawn, times, 0), times, 1) == np.asarray(pictures.grid(x, 3))).all()
+    for k in range(9):
+        row, column = divmod(k, 3)
+        tile = drawn[1 + 7 * row : 7 + 7 * row, 1 + 6 * column : 6 + 6 * column, 1]
+        expected = (x[k, 0] * 255).round().byte().numpy() if k < 7 else np.zeros((6, 5))
+        assert (tile == expected).all()
+    assert not drawn[0].any() and not drawn[:, 0].any() and not drawn[7].any()
+
+
+def test_grid_sets_off_columns_and_pairs():
+    x = torch.ones(8, 3, 4, 300)
+    drawn = np.asarray(pictures.grid(x, 2, set_off=(0,), pairs=True, labels=("a", "b")))
+    assert drawn.shape == (16 + 4 * 5 + 1 + 75, 2 * 301 + 1 + 75, 3) and drawn[:16].any()
+    below = drawn[16:]
+    assert (below[1:5, 302:376] == 128).all() and (
+        below[11:85, :] == 128
+    ).all()  # beside column 0, under the first pair
+    assert (below[1:5, 1:301] == 255).all() and (below[86:90, 377:677] == 255).all()
+
+
+def test_film_is_small_and_holds_its_last_frame():
+    rng = np.random.default_rng(0)
+    Path("run/samples").mkdir(parents=True)
+    pictures.film(Path("run"))
+    assert not Path("run/samples.webp").exists()  # of nothing there is no film
+    for step in range(1, 61):
+        noise = rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(f"run/samples/step_{step:07d}.png")
+    pictures.film(Path("run"))
+    with Image.open("run/samples.webp") as film:
+        durations = [frame.convert("L").info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert len(durations) == 48 and durations[-1] > 10 * durations[0]
+    size = Path("run/samples.webp").stat().st_size
+    pictures.film(Path("run"), size // 2)
+    with Image.open("run/samples.webp") as film:
+        assert film.n_frames < 48 and Path("run/samples.webp").stat().st_size <= size // 2
+
+
+def test_pictures_come_early():
+    run = object.__new__(run_folder.Run)
+    run.args = argparse.Namespace(steps=45)
+    shown = []
+    for run.step in range(1, 46):
+        if run.pictured(10):
+            shown.append(run.step)
+    assert shown == [1, 2, 4, 8, 10, 20, 30, 40, 45]
