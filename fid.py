@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = common.Parser(__doc__)
+    p = common.Parser(__doc__, "%(prog)s REAL [GENERATED] [flags]")
     what = "images (folder, zip, .npz), .npz of statistics, data set such as mnist:test, run folder or its weights file"
     p.add_argument("real", metavar="REAL", help=what)
     p.add_argument("generated", metavar="GENERATED", nargs="?", help="the same; only --save-stats does without")

@@ -25,7 +25,14 @@ def number(kind: type, low: float, above: bool = False, below: float = 2**31) ->
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows a script's docstring as it is written, and the defaults that say something."""
+    """Shows a script's docstring as it is written, and the defaults that say something; a flag a line, of up to 118."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=118)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X"}.get(kind, action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default is None or action.default is False
@@ -35,8 +42,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """argparse's, of which rank 0 speaks first, and which a terminal without UTF-8 does not stop."""
 
-    def __init__(self, doc: str) -> None:
-        super().__init__(description=doc, formatter_class=HelpFormatter)
+    def __init__(self, doc: str, usage: str = "%(prog)s [flags]") -> None:
+        title, *lines = doc.splitlines(keepends=True)
+        commands = [line for line in lines if line.startswith("    python ")]  # are shown first
+        described = "".join([title, "\n", *commands, *(line for line in lines if line not in commands)])
+        super().__init__(usage=usage, description=described, formatter_class=HelpFormatter)
         process.any_terminal()
 
     def error(self, message: str) -> NoReturn:

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 import common
@@ -308,10 +309,10 @@ class Run:
 
     def save_grid(self, name: str, images: torch.Tensor, columns: int = 8, **layout) -> None:
         """name/step_0000001.png of images in [0, 1], (N, C, H, W), and the same among TensorBoard's events."""
-        common.save_grid(images, self.folder / f"{name}/step_{self.step:07d}.png", columns, **layout)
-        if self.events:
-            grid = torchvision.utils.make_grid(images.detach().float(), columns, padding=1)
-            self.events.add_image(name, grid.clamp(0, 1), self.step)
+        path = self.folder / f"{name}/step_{self.step:07d}.png"
+        common.save_grid(images, path, columns, **layout)
+        if self.events and path.exists():
+            self.events.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
 
     def check(self) -> dict[str, dict[str, float]]:
         """Averages since the last row. What is not finite ends the run before it is saved over something good."""

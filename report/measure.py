@@ -805,7 +805,7 @@ NAMES = {function.__name__: function for function in MEASUREMENTS}
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     described = "\n".join(f"  {name:14} {function.__doc__}" for name, function in NAMES.items())
-    p = common.Parser(f"{__doc__}\n{described}")
+    p = common.Parser(f"{__doc__}\n{described}", "%(prog)s NAME [variant]")
     p.add_argument("name", choices=NAMES, metavar="NAME", help="one of these")
     p.add_argument("variant", nargs="?", default="all", help="of ablation: no-crop, no-head, tau=0.1, ...")
     return p.parse_args(argv)
