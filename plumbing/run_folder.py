@@ -33,6 +33,20 @@ import common
 from common import fail
 from plumbing import files, pictures, plots, ranks
 
+MEANING = {  # of results, the first ones first: unit, and which way is better
+    "elbo": "ELBO {:.2f} nats an image, the higher the better",
+    "log_px": "log p(x) at least {:.2f} nats, the higher the better",
+    "fid": "FID {:.3g}, the lower the better",
+    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
+    "class_entropy": "class entropy {:.3f} nats of the samples; the log of the number of classes where all come alike",
+    "spread": "spread {:.2f}: how much samples differ, 1 as much as images do",
+    "nats": "{:.4f} nats a held-out character, the lower the better",
+    "bits": "{:.4f} bits a held-out character",
+    "linear": "linear accuracy {:.1%} on frozen features, the higher the better",
+    "linear_few": "linear accuracy {:.1%} from few labels",
+    "knn": "kNN accuracy {:.1%}, the higher the better",
+    "untrained_linear": "linear accuracy {:.1%} before training",
+}
 EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
 
 
@@ -376,7 +390,7 @@ def _pictures(folder: Path) -> list[Path]:
 def finish(
     folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "", of: Path | None = None
 ) -> None:
-    """Write results.json (over what it held of this step), print numbers, pictures, and last of which data they are.
+    """Write results.json (over what it held of this step), print pictures, the first numbers, and of which data they are.
 
     data: trained and, unless measured_on names other ones, measured on. of: the weights file; another one than the
     run's own has a file of results of its own.
@@ -393,10 +407,11 @@ def finish(
         results["measured_on"] = measured_on
         on = f"trained on {data}, measured on {measured_on}"
     write_json(path, results, files.show)
-    for key, value in results.items():
-        if key != "data" and not isinstance(value, dict):
-            print(f"  {key}: {value:.4f}" if isinstance(value, float) else f"  {key}: {value}")
     pictures.film(folder)
     for picture in _pictures(folder):
         print(f"picture: {picture}")
+    for key in [key for key in MEANING if key in results][:4]:
+        print(f"  {MEANING[key].format(results[key])}")
+    tensorboard = f"; curves: tensorboard --logdir {folder}" if any(folder.glob("events.*")) else ""
+    print(f"all numbers: {path}{tensorboard}")
     print(f"{folder}: {on}")
