@@ -357,7 +357,9 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
     if find_spec("matplotlib") and find_spec("sklearn") and len(test_h) > 4:
         shown = F.normalize(test_h[:2000], dim=1).cpu().numpy()
-        plots.codes(shown, data.test_labels[:2000], f"h of {len(shown):,} test images", folder / "features.png")
+        plots.codes(
+            shown, data.test_labels[:2000], data.classes, f"h of {len(shown):,} test images", folder / "features.png"
+        )
     results = {"test_images": len(data.test), "encoder_sha256": before}
     if data.train_labels.max() < 1:
         print("there is one class only: no accuracy can be measured")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import common
-from plumbing import described, files, images, plots, run_folder
+from plumbing import described, files, images, latent, plots, run_folder
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither
@@ -435,17 +435,25 @@ def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def draw_latent(model: VAE, x: Tensor, labels: Tensor, path: Path) -> None:
-    """Codes μ of 2,000 test images by class: their t-SNE, or, in two dimensions, themselves beside the manifold."""
-    x, labels = x[:2000], labels[:2000]
+def draw_latent(model: VAE, data: images.ImageData, folder: Path) -> None:
+    """Codes μ of 2,000 test images by class, latent.png: their t-SNE, or, in two dimensions, themselves beside the
+    manifold; and latent.html, a plane of z to walk through.
+    """
+    x, labels = data.test[:2000], data.test_labels[:2000]
     mu = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)])
+
+    def decode(z: Tensor) -> Tensor:
+        return visible(model, model.decode(z.to(next(model.parameters()).device)))
+
+    latent.write(folder / "latent.html", decode, mu, x / 255, labels, data.classes, f"Latent space of {data.name}")
+    if not (find_spec("matplotlib") and find_spec("sklearn") and len(x) > 4):
+        return
     manifold = None
     if model.z_dim == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
         q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
         z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
-        tiles = visible(model, model.decode(z.to(next(model.parameters()).device)))
-        manifold = make_grid(tiles, 20, padding=0)
-    plots.codes(mu.numpy(), labels, f"codes of {len(x):,} test images", path, manifold)
+        manifold = make_grid(decode(z), 20, padding=0)
+    plots.codes(mu.numpy(), labels, data.classes, f"codes of {len(x):,} test images", folder / "latent.png", manifold)
 
 
 def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, args: Namespace) -> dict[str, object]:
@@ -465,8 +473,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     if not results["active_units"]:
         files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
     draw_interpolation(model, images.one_of_each(data), folder / "interpolation.png")
-    if find_spec("matplotlib") and find_spec("sklearn") and len(data.test) > 4:
-        draw_latent(model, data.test, data.test_labels, folder / "latent.png")
+    draw_latent(model, data, folder)
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
     samples = partial(draw, model)
     return results | fid.report(fid.measured(samples, judges), samples, data, args, path)

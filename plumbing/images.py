@@ -44,6 +44,7 @@ class ImageData(NamedTuple):
     test: torch.Tensor
     test_labels: torch.Tensor
     note: str = ""  # says so when it is a substitute
+    classes: tuple[str, ...] = ()  # their names, where they have any
 
     def __str__(self) -> str:
         return f"{self.name} ({len(self.train)} + {len(self.test)} images of {tuple(self.train.shape[1:])})"
@@ -71,7 +72,7 @@ def load_images(source: str | None, usual: str, data_dir: str, size: int | None 
 
 
 def _load(source: str, root: Path, size: int | None) -> ImageData:
-    name, splits, _, note = _read(source, root, size)
+    name, splits, classes, note = _read(source, root, size)
     train, *others = splits
     if others:
         test = others[0]
@@ -81,7 +82,8 @@ def _load(source: str, root: Path, size: int | None) -> ImageData:
             raise DataError(f"{source} holds one image; two are needed, one of them to be held out")
         test = train._replace(images=train.images[-n:], labels=train.labels[-n:])
         train = train._replace(images=train.images[:-n], labels=train.labels[:-n])
-    return ImageData(name, source, train.images, train.labels, test.images, test.labels, note)
+    names = tuple(map(str, classes))
+    return ImageData(name, source, train.images, train.labels, test.images, test.labels, note, names)
 
 
 def load_again(source: str | None, data_dir: str, numbers: dict) -> ImageData:
@@ -124,13 +126,14 @@ def labelled(source: str, data_dir: str, size: int) -> Iterator[tuple[torch.Tens
 def _read(source: str, root: Path, size: int | None) -> tuple[str, list[Split], list[str], str]:
     """(the set's name, one or two splits, names of its classes if they have any, a note)."""
     if source in TORCHVISION:
-        splits = []
+        splits, classes = [], []
         for split, found in _torchvision(TORCHVISION[source], root).items():
             x = torch.as_tensor(found.data)
             x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)  # (N, C, H, W)
             names = [f"{split}/{i:05d}" for i in range(len(x))]
             splits.append(Split(split, resize(x, size or 32), torch.as_tensor(found.targets).long(), names))
-        return source, splits, [], ""
+            classes = found.classes if source == "cifar10" else []  # a digit's name is its label
+        return source, splits, classes, ""
     if source == "digits":
         x, y = _sklearn().load_digits(return_X_y=True)
         order = permutation(len(x), 0, 0)

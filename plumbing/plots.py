@@ -1,7 +1,7 @@
 """Pictures that need no model: training curves, points in the plane, nearest neighbours."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +22,25 @@ def tsne(points: np.ndarray) -> np.ndarray:
     return TSNE(init=init, perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
 
 
-def scatter(axes, points: np.ndarray, labels: Tensor) -> None:
+def scatter(axes, points: np.ndarray, labels: Tensor, classes: Sequence[str] = ()) -> None:
     """Points (N, 2) coloured by class (N,), with a legend where it is short, on matplotlib's axes."""
     cmap = "tab10" if labels.max() < 10 else "viridis"
     dots = axes.scatter(points[:, 0], points[:, 1], c=labels.numpy(), s=5, cmap=cmap)
     if 0 < labels.max() < 20:
-        axes.legend(*dots.legend_elements(num=None), title="class", fontsize="small")
+        handles, names = dots.legend_elements(num=None)
+        shown = [classes[k] for k in labels.unique().tolist()] if classes else names
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+        axes.legend(handles, shown, title="class", fontsize="small", **place)
 
 
-def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: Tensor | None = None) -> None:
+def codes(
+    points: np.ndarray, labels: Tensor, classes: Sequence[str], title: str, path: Path, manifold: Tensor | None = None
+) -> None:
     """Points (N, D) by class (N,): their t-SNE or, beside `manifold` (C, H, W), themselves, D being 2."""
     from matplotlib.figure import Figure
 
     if manifold is None:
-        axes = Figure((6.5, 6), layout="constrained").subplots()
+        axes = Figure((7.5, 6), layout="constrained").subplots()
         files.say(f"t-SNE of {len(points):,} points ...")
         points, title = tsne(points), f"{title}, t-SNE"
     else:
@@ -43,7 +48,7 @@ def codes(points: np.ndarray, labels: Tensor, title: str, path: Path, manifold: 
         right.imshow(manifold.cpu().permute(1, 2, 0).numpy())
         right.set_title("decoded manifold")
         right.axis("off")
-    scatter(axes, points, labels)
+    scatter(axes, points, labels, classes)
     axes.set_title(title)
     files.show(path, partial(axes.figure.savefig, format="png"))
 

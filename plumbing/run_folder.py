@@ -390,7 +390,7 @@ def _pictures(folder: Path) -> list[Path]:
 def finish(
     folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "", of: Path | None = None
 ) -> None:
-    """Write results.json (over what it held of this step), print pictures, the first numbers, and of which data they are.
+    """Write results.json (over what it held of this step), print pictures, first numbers, and of which data they are.
 
     data: trained and, unless measured_on names other ones, measured on. of: the weights file; another one than the
     run's own has a file of results of its own.

@@ -75,7 +75,7 @@ def test_the_bar_at_100_columns():
 
 
 def test_the_end_of_a_run(capsys, monkeypatch):
-    """Pictures that are there, then numbers with what they mean, where the rest is, the data; a run of 3 steps has a row."""
+    """Pictures that are there, numbers and what they mean, where the rest is, the data; 3 steps have a row."""
     monkeypatch.setattr(fid, "SAMPLES", 500)
     for script in (vae, dcgan, gan_mnist):
         script.main([*RUNS[script], "--steps", "3", "--out", f"{script.__name__}-run"])
