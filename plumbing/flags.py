@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, of which rank 0 speaks first, and which a terminal without UTF-8 does not stop."""
 
     def __init__(self, doc: str, usage: str = "%(prog)s [flags]") -> None:
-        title, *lines = doc.splitlines(keepends=True)
+        title, *lines = doc.splitlines(keepends=True) or [""]
         commands = [line for line in lines if line.startswith("    python ")]  # are shown first
         described = "".join([title, "\n", *commands, *(line for line in lines if line not in commands)])
         super().__init__(usage=usage, description=described, formatter_class=HelpFormatter)
