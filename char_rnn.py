@@ -468,7 +468,7 @@ def out_of_patience(args: Namespace, state: dict) -> bool:
     return 0 < args.early_stopping <= state["waited"]
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: Namespace, device: torch.device) -> run_folder.Run:
     begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
     text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
@@ -495,11 +495,11 @@ def train(args: Namespace, device: torch.device) -> None:
     if state["measured"]:
         run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
     if run.finished():
-        return
+        return run
     if out_of_patience(args, state):
         if run.evaluated:
             print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
-            return
+            return run
         run.end_early()
     if args.lr_schedule == "cosine":
         state.plan(args.steps)
@@ -549,6 +549,7 @@ def train(args: Namespace, device: torch.device) -> None:
     results["nats_in_windows_of_256"] = evaluate_windows(shown, text.test)
     results["best_step"] = state["measured"].get("step", run.step)
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    return run
 
 
 def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
@@ -595,8 +596,8 @@ def use(args: Namespace, device: torch.device) -> None:
         score(args, model, numbers["chars"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    common.run(get_args(argv), train, use)
+def main(argv: list[str] | None = None) -> run_folder.Run | None:
+    return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

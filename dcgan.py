@@ -368,7 +368,7 @@ def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
     return best if same else {}  # else it is of a run that was killed before its first save
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: Namespace, device: torch.device) -> run_folder.Run:
     import fid
 
     begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
@@ -408,7 +408,7 @@ def train(args: Namespace, device: torch.device) -> None:
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
-        return
+        return run
     run.levels = plots.equilibrium(*game(args.loss, 0, label_smoothing), probability)
     judges = fid.judges(data, args.data_dir, device, "train")  # training images choose, held-out ones report
     distance = "fid" if "fid" in judges else "fd_lenet"
@@ -461,6 +461,7 @@ def train(args: Namespace, device: torch.device) -> None:
         results["best_step"] = best["step"]
         results |= {f"best_{k}": v for k, v in fid.measured(partial(draw, best_G), judges).items() if k == distance}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    return run
 
 
 def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
@@ -506,8 +507,8 @@ def use(args: Namespace, device: torch.device) -> None:
         export_both(G, path.with_name("discriminator.pth"), folder)
 
 
-def main(argv: list[str] | None = None) -> None:
-    common.run(get_args(argv), train, use)
+def main(argv: list[str] | None = None) -> run_folder.Run | None:
+    return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

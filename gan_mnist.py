@@ -219,7 +219,7 @@ def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object
     return seen
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: Namespace, device: torch.device) -> run_folder.Run:
     import fid
 
     begun = common.begin_with("gan_mnist", "generator.pth", args, ("arch", "noise_dim"))
@@ -250,7 +250,7 @@ def train(args: Namespace, device: torch.device) -> None:
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
     run = run_folder.Run(args, variant, data, objects, weights)
     if run.finished():
-        return
+        return run
     run.levels = plots.equilibrium(d_loss_fn, g_loss_fn, probability)
     judges = fid.judges(data, args.data_dir, device)
     on_the_way = {key: judge for key, judge in judges.items() if key == "fd_lenet"}
@@ -304,6 +304,7 @@ def train(args: Namespace, device: torch.device) -> None:
     seen = seen or fid.measured(samples, judges)  # the last step has been measured, if there was one
     results = {"train_minutes": run.seconds / 60, **fid.report(seen, samples, data, args, run.folder / "generator.pth")}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    return run
 
 
 def use(args: Namespace, device: torch.device) -> None:
@@ -322,8 +323,8 @@ def use(args: Namespace, device: torch.device) -> None:
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
 
 
-def main(argv: list[str] | None = None) -> None:
-    common.run(get_args(argv), train, use)
+def main(argv: list[str] | None = None) -> run_folder.Run | None:
+    return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

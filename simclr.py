@@ -406,7 +406,7 @@ def export_encoder(model: Model, numbers: dict, folder: Path) -> None:
     export_resnet(model.f, numbers["encoder"], ("maxpool",), folder / f"{numbers['encoder']}.pth")
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: Namespace, device: torch.device) -> run_folder.Run:
     begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
     data = images.load_images(args.data, "cifar10", args.data_dir, begun.get("image_size", args.image_size))
     if not 2 <= args.batch_size <= len(data.train):
@@ -430,7 +430,7 @@ def train(args: Namespace, device: torch.device) -> None:
     variant = f"simclr-{data.name}-{encoder}-tau{args.tau:g}-batch{args.batch_size}"
     run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
     if run.finished():
-        return
+        return run
     state.plan(args.steps)
     draw_views(data.train[:8], run.folder / "views.png")
     pixels = common.to_device(data.train, device)
@@ -466,6 +466,7 @@ def train(args: Namespace, device: torch.device) -> None:
             run.log()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    return run
 
 
 def data_to_judge(numbers: dict, folder: Path, args: Namespace) -> tuple[images.ImageData, Path]:
@@ -500,8 +501,8 @@ def use(args: Namespace, device: torch.device) -> None:
         export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
 
 
-def main(argv: list[str] | None = None) -> None:
-    common.run(get_args(argv), train, use)
+def main(argv: list[str] | None = None) -> run_folder.Run | None:
+    return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

@@ -533,7 +533,7 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
     return min(1, 4 * step / steps) if arch == "mlp" else 1.0
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: Namespace, device: torch.device) -> run_folder.Run:
     begun = common.begin_with("vae", "vae.pth", args, SHAPE)
     data = images.load_images(args.data, "mnist", args.data_dir, begun.get("image_size", args.image_size))
     channels, image_size = data.train.shape[1:3]
@@ -568,7 +568,7 @@ def train(args: Namespace, device: torch.device) -> None:
     objects = {"model": model, "optimizer": optimizer, "state": state}
     run = run_folder.Run(args, variant, data, objects, {"vae.pth": (model, numbers)})
     if run.finished():
-        return
+        return run
     if args.lr_schedule == "cosine" or arch == "mlp":
         state.plan(args.steps)
     pixels = common.to_device(data.train, device)
@@ -600,6 +600,7 @@ def train(args: Namespace, device: torch.device) -> None:
             model.train()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    return run
 
 
 def use(args: Namespace, device: torch.device) -> None:
@@ -639,8 +640,8 @@ def use(args: Namespace, device: torch.device) -> None:
         export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth", ranges)
 
 
-def main(argv: list[str] | None = None) -> None:
-    common.run(get_args(argv), train, use)
+def main(argv: list[str] | None = None) -> run_folder.Run | None:
+    return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":

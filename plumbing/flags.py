@@ -1,6 +1,7 @@
 """argparse as every script here uses it."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -48,6 +49,11 @@ class Parser(argparse.ArgumentParser):
         described = "".join([title, "\n", *commands, *(line for line in lines if line not in commands)])
         super().__init__(usage=usage, description=described, formatter_class=HelpFormatter)
         process.any_terminal()
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        if args is None and "ipykernel" in sys.modules:
+            args = []  # a notebook's command line is its kernel's
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         ranks.hold_back()

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -101,10 +101,7 @@ def running(args: argparse.Namespace) -> Iterator[torch.device]:
             raise
 
 
-def run(args: argparse.Namespace, train: Callable, use: Callable) -> None:
-    """A script's train(args, device), or what it does with trained weights instead: use(args, device)."""
+def run(args: argparse.Namespace, train: Callable, use: Callable) -> Any:
+    """A script's train(args, device), which hands back the run, or what it does with trained weights instead."""
     with running(args) as device:
-        if args.training:
-            train(args, device)
-        else:
-            use(args, device)
+        return (train if args.training else use)(args, device)

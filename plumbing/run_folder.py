@@ -155,6 +155,16 @@ class Run:
         if missing:
             print(f"not installed, so what they show is left out: {', '.join(missing)}")
 
+    @property
+    def model(self) -> nn.Module:
+        """The network of the first weights file."""
+        return next(iter(self.weights.values()))[0]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What was measured at the end."""
+        return read_json(self.folder / "results.json")
+
     def _resolved_flags(self, data: str) -> dict[str, Any]:
         """The flags that decide what is learned, with what the script made of those that were left open."""
         resolved = vars(self.args).copy()

@@ -351,3 +351,22 @@ def test_simclr_is_evaluated_on_another_set(capsys):
     assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the encoder is from pictures" in said
     assert said.splitlines()[-1].startswith("run/eval-more: trained on pictures (") and ", measured on more (27" in said
     assert results_of("run") == before and results_of("run/eval-more")["test_images"] == 3
+
+
+def test_main_hands_back_the_run(monkeypatch):
+    """A notebook goes on with the model and the results; a finished run comes back as it was."""
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {"elbo": -1.0})
+    argv = [*RUNS[vae], "--steps", "2", "--out", "run"]
+    for run in (vae.main(argv), vae.main(argv)):
+        assert run.folder == Path("run") and run.step == 2 and run.results["elbo"] == -1
+        assert run.model.sample(3).shape[0] == 3
+    assert vae.main(["--generate", "--weights", "run"]) is None
+    assert isinstance(gan_mnist.main([*RUNS[gan_mnist], "--steps", "1"]).model, torch.nn.Module)
+
+
+def test_flags_in_a_notebook(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    with pytest.raises(SystemExit):
+        vae.get_args()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert vae.get_args().steps == 20000 and vae.get_args(["--steps", "3"]).steps == 3
