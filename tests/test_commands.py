@@ -96,11 +96,11 @@ def test_commands_and_pictures_of_the_documents(monkeypatch):
 
     shown = set()
     for document in documents:
-        for path in re.findall(r"[\w./-]*(?:assets|pictures)/[\w.-]+\.png", document.read_text()):
+        for path in re.findall(r"[\w./-]*(?:assets|pictures)/[\w.-]+\.(?:png|webp|html)", document.read_text()):
             near = (document.parent / path).resolve()
             shown.add(near if near.exists() else HERE / path)
     pictures = {path for folder in ("assets", "report/pictures") for path in (HERE / folder).iterdir()}
-    assert shown == pictures and sum(path.stat().st_size for path in pictures) < 3e6
+    assert shown == pictures and sum(path.stat().st_size for path in pictures) < 4e6
 
 
 def test_every_candidate_of_every_race_is_a_command():
