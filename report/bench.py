@@ -488,11 +488,13 @@ def race_text(args: Namespace, train: Callable, steps: int) -> dict[str, float]:
     return raced(n / rate, nats=char_rnn.evaluate_windows(model, text.test, 64), read_on=math.nan)
 
 
-def our_race_text(args: Namespace) -> dict[str, float]:
+def our_race_text(args: Namespace, steps: int, dropout: float) -> dict[str, float]:
+    """A network of the peers' size: two layers of 256."""
     windows = char_rnn.evaluate_windows
     char_rnn.evaluate_windows = lambda model, ids: windows(model, ids, 64)
     names = {"nats_in_windows_of_256": "nats", "nats": "read_on"}
-    return ours_in(char_rnn, args, 400, "--data tinyshakespeare --eval-every 100000", **names)
+    flags = f"--data tinyshakespeare --eval-every 100000 --h-dim 256 --dropout {dropout} --lr 5e-3"
+    return ours_in(char_rnn, args, steps, flags, **names)
 
 
 def race_vae(args: Namespace, train: Callable, size: int, steps: int) -> dict[str, float]:
@@ -552,22 +554,25 @@ def our_fid_distance(weights: dict, folder: Path) -> float:
     return json.loads(out.getvalue().splitlines()[-1])["value"]
 
 
+SMALL_VAE = "--latent-dim 20 --width 128 --lr 5e-3"
 RACES = {
     "race, char_rnn.py": {
         "a transformer, nanoGPT's for CPUs": lambda args: race_text(args, peers.train_transformer, 2000),
         "a Linear per gate, 3,000 steps": lambda args: race_text(args, peers.train_course_gru, 3000),
-        "char_rnn.py, 400 steps": our_race_text,
+        "char_rnn.py, 500 steps": lambda args: our_race_text(args, 500, 0),
+        "char_rnn.py, 1,500 steps": lambda args: our_race_text(args, 1500, 0.1),
     },
     "race, vae.py": {
         "textbook loop, 10 epochs": lambda args: race_vae(args, peers.textbook_vae, 32, 9380),
         "pytorch/examples, 10 epochs": lambda args: race_vae(args, peers.examples_vae, 28, 4690),
-        "vae.py, 1,500 steps": lambda args: ours_in(vae, args, 1500, "--latent-dim 20", elbo="ELBO"),
+        "vae.py, 500 steps": lambda args: ours_in(vae, args, 500, SMALL_VAE, elbo="ELBO"),
+        "vae.py, 1,100 steps": lambda args: ours_in(vae, args, 1100, SMALL_VAE, elbo="ELBO"),
     },
     "race, gan_mnist.py": {
         "the course's loop, 10 epochs": lambda args: race_gan(
             args, gan_mnist, partial(peers.course_gan, arch="dense"), 28, 4690
         ),
-        "gan_mnist.py, 2,500 steps": lambda args: ours_in(gan_mnist, args, 2500, "", fd_lenet="FD"),
+        "gan_mnist.py, 1,600 steps": lambda args: ours_in(gan_mnist, args, 1600, "", fd_lenet="FD"),
     },
     "race, dcgan.py": {
         "pytorch/examples, 5 epochs": lambda args: race_gan(args, dcgan, peers.examples_dcgan, 32, 2340),
