@@ -25,31 +25,23 @@ from plumbing.flags import Parser, largest, number
 from plumbing.process import fail, run, running  # noqa: F401
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
-DATA = "mnist, cifar10, digits, lfw, lfw-all"
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
-def parser(
-    doc: str,
-    steps: int,
-    batch_size: int,
-    lr: float | None,
-    log_every=100,
-    sample_every=1000,
-    data=DATA,
-    lr_help="learning rate",
-) -> Parser:
-    """A parser with the flags that every script spells the same way; the numbers are their defaults, data: names."""
+def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=100, sample_every=1000, **said) -> Parser:
+    """A parser with the flags that every script spells the same way; the numbers are their defaults. said: of the help,
+    what stands for --data's names and for what --lr is."""
     p = Parser(doc)
     for title in ("data", "model", "optimisation"):  # the order in which --help shows them
         p.group(title)
     add = p.group("data")
-    add("--data", help=f"{data}, or the path or URL of your own (default: the script's usual set)")
+    names = said.get("data", "mnist, cifar10, digits, lfw, lfw-all")
+    add("--data", help=f"{names}, or the path or URL of your own (default: the script's usual set)")
     add = p.group("optimisation")
     add("--batch-size", type=number(int, 1, below=100_001), default=batch_size, help="samples per step")
-    add("--lr", type=number(float, 0, above=True), default=lr, help=lr_help)
+    add("--lr", type=number(float, 0, above=True), default=lr, help=said.get("lr_help", "learning rate"))
     add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
     add = p.group("run")
