@@ -7,8 +7,8 @@ Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv 1312.6114. Train
 with q(z|x) = N(μ, diag σ²) from the encoder, p(z) = N(0, I), and z = μ + σ ⊙ ε, ε ~ N(0, I) (section 2.4).
 p(x|z) is Bernoulli per pixel, grey values taken as probabilities, or Gaussian with a fixed variance.
 
-Differs from the paper: convolutional networks, Adam with warm-up instead of Adagrad, β on the KL term, a start that
-keeps ReLUs alive (start_well).
+Differs from the paper: convolutional networks, Adam with warm-up instead of Adagrad, β on the KL term, which --arch mlp
+warms up (kl_warmup), a start that keeps ReLUs alive (start_well).
 
     python vae.py --latent-dim 10 --steps 20000    # MNIST; the same again continues. Made weights/vae.pth, with seed 0
     python vae.py --data photos/ --steps 5000      # your own images, 64 x 64, in colour

@@ -42,14 +42,29 @@ def grid(x: Tensor, columns: int, set_off: tuple = (), pairs: bool = False, labe
     return titled
 
 
+def _frames(paths: list[Path], n: int) -> list[Image.Image]:
+    """n of these pictures, evenly chosen, as large as the last, but not more than 600 pixels wide."""
+    with Image.open(paths[-1]) as last:
+        width = min(600, last.width)
+        size = width, round(width * last.height / last.width)
+    frames = []
+    for i in sorted({round(k * (len(paths) - 1) / (n - 1)) for k in range(n)}):
+        with Image.open(paths[i]) as picture:
+            frames.append(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+    return frames
+
+
 def film(folder: Path, largest: int = 600_000) -> None:
     """folder/samples.webp of the grids in folder/samples, in at most 48 frames and `largest` bytes, the last held."""
     paths = sorted((folder / "samples").glob("step_*.png"))
     if len(paths) < 3:
         return
     for n in (48, 32, 20, 12, 6):
-        chosen = sorted({round(i * (len(paths) - 1) / (n - 1)) for i in range(n)})
-        frames = [Image.open(paths[i]).convert("RGB") for i in chosen]
+        try:
+            frames = _frames(paths, n)
+        except OSError as error:
+            files.say(f"no film of the samples: {error}")
+            return
         durations = [200] * (len(frames) - 1) + [3000]  # ms
         how = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "quality": 60}
         files.show(folder / "samples.webp", partial(frames[0].save, format="webp", **how))

@@ -103,6 +103,28 @@ def test_commands_and_pictures_of_the_documents(monkeypatch):
     assert shown == pictures and sum(path.stat().st_size for path in pictures) < 4e6
 
 
+def test_line_counts_of_the_readme():
+    """Within a tenth."""
+    found = 0
+    for name, count in re.findall(r"^ *([\w./*]+)\.(?:py|md) +(\d+)  ", (HERE / "README.md").read_text(), re.MULTILINE):
+        paths = [*HERE.glob(f"{name}.py"), *HERE.glob(f"*/{name}.py"), *HERE.glob(f"{name}.md")]
+        lines = sum(len(path.read_text().splitlines()) for path in paths)
+        assert 0.9 * lines <= int(count) <= 1.1 * lines, (name, count, lines)
+        found += 1
+    assert found > 15
+
+
+def test_python_of_the_readme(monkeypatch, capsys):
+    """The block for a notebook runs as it stands, on digits."""
+    (block,) = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(fid, "SAMPLES", 500)
+    Path("weights").symlink_to(HERE / "weights")
+    names = {}
+    exec(block, names)
+    assert names["digits"].shape == (64, 1, 32, 32) and names["run"].results["elbo"] > -500
+    assert "(4, 1, 32, 32)" in capsys.readouterr().out.replace("torch.Size([4, 1, 32, 32])", "(4, 1, 32, 32)")
+
+
 def test_every_candidate_of_every_race_is_a_command():
     scripts, runs = {script.__name__: script for script in SCRIPTS}, set()
     for name, labels in race.RACES.items():

@@ -55,6 +55,18 @@ def test_film_is_small_and_holds_its_last_frame():
         assert film.n_frames < 48 and Path("run/samples.webp").stat().st_size <= size // 2
 
 
+def test_film_of_damaged_and_of_older_grids(capsys):
+    Path("run/samples").mkdir(parents=True)
+    for step, size in enumerate((60, 60, 120)):
+        Image.new("RGB", (size, size), (80 * step, 0, 0)).save(f"run/samples/step_{step:07d}.png")
+    pictures.film(Path("run"))
+    with Image.open("run/samples.webp") as film:
+        assert film.n_frames == 3 and film.size == (120, 120)
+    Path("run/samples/step_0000001.png").write_bytes(b"no picture")
+    pictures.film(Path("run"))
+    assert "no film of the samples" in capsys.readouterr().out
+
+
 def test_pictures_come_early():
     run = object.__new__(run_folder.Run)
     run.args = argparse.Namespace(steps=45)
