@@ -63,7 +63,7 @@ def test_help(script, capsys):
         script.main(["--help"])
     shown = capsys.readouterr().out
     assert script.__doc__.splitlines()[0] in shown and "None" not in shown
-    assert re.search(r"--seed SEED +.*\(default: 0\)", shown) and "--device {auto,cuda,mps,cpu}" in shown
+    assert re.search(r"--seed N +.*\(default: 0\)", shown) and "--device {auto,cuda,mps,cpu}" in shown
 
 
 def test_batches_are_permuted_epochs():
