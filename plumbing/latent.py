@@ -62,6 +62,9 @@ def write(
 
     decode: (N, Z) -> images in [0, 1]. mu (M, Z), x (M, C, H, W) in [0, 1], labels (M,): of held-out images.
     """
+    if len(mu) < 3:
+        files.say(f"{path.name} is left out: a plane takes three held-out images, and there are {len(mu)}")
+        return
     mu, x, labels = mu.cpu()[:SHOWN], x[:SHOWN], labels[:SHOWN]
     classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
     plane = Plane(mu, labels)

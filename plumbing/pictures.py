@@ -1,7 +1,7 @@
 """Grids of images, and films of grids."""
 
+import io
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,6 +67,8 @@ def film(folder: Path, largest: int = 600_000) -> None:
             return
         durations = [200] * (len(frames) - 1) + [3000]  # ms
         how = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "quality": 60}
-        files.show(folder / "samples.webp", partial(frames[0].save, format="webp", **how))
-        if (folder / "samples.webp").stat().st_size <= largest:
+        film = io.BytesIO()
+        frames[0].save(film, "webp", **how)
+        if film.tell() <= largest:
             break
+    files.show(folder / "samples.webp", lambda file: file.write(film.getvalue()))

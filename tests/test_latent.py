@@ -62,6 +62,13 @@ def test_page_of_images_without_classes():
     assert '"classes": ["0"]' in Path("x.html").read_text()
 
 
+@pytest.mark.parametrize(("n", "z_dim"), [(1, 4), (2, 2), (3, 1)])
+def test_few_images_and_few_latents(n, z_dim, capsys):
+    x, labels = torch.rand(n, 1, 8, 8), torch.zeros(n).long()
+    latent.write(Path("x.html"), decode, torch.randn(n, z_dim), x, labels, (), "x")
+    assert Path("x.html").exists() == (n == 3) and ("is left out" in capsys.readouterr().out) == (n < 3)
+
+
 @pytest.mark.skipif(not BROWSER, reason="there is no chromium here")
 def test_pointer_and_keys_decode_another_place():
     text, _ = page()

@@ -154,7 +154,10 @@ def test_a_data_dir_that_cannot_be_written_to_is_enough_when_all_is_there(monkey
 
 def test_a_viewer_that_holds_a_file_ends_nothing(capsys, monkeypatch):
     """As on Windows: os.replace of an open file raises PermissionError. Checkpoints are the only thing to end for."""
-    replace, held = os.replace, ["metrics.csv", "curves.png", "results.json", "step_0000002.png", "latent.png"]
+    replace, held = (
+        os.replace,
+        ["metrics.csv", "curves.png", "results.json", "step_0000002.png", "latent.png", "samples.webp"],
+    )
 
     def refuse(source, target):
         if Path(target).name in held:
@@ -167,7 +170,7 @@ def test_a_viewer_that_holds_a_file_ends_nothing(capsys, monkeypatch):
     for name in held[:4]:
         assert said.err.count(f"{name} cannot be written now (Access is denied)") <= 2
         assert f"{name} cannot be written now" in said.err and not list(Path("run").rglob(name))
-    assert said.err.count("metrics.csv cannot") == 1 and "elbo: " in said.out
+    assert said.err.count("metrics.csv cannot") == 1 and "ELBO " in said.out
     held.clear()
     vae.main([*SMALL, "--steps", "4"])
     assert len(Path("run/metrics.csv").read_text().splitlines()) == 1 + 2 * 4 and results_of("run")["step"] == 4
