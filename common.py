@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from plumbing import files, flags, hardware, pictures, ranks
 from plumbing.flags import Parser, largest, number
+from plumbing.pictures import to_uint8
 from plumbing.process import fail, run, running  # noqa: F401
 
 SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
@@ -282,11 +283,6 @@ def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
         return
     save_grid(torch.cat(list(batches)) / 255, folder / "generated.png", math.ceil(n**0.5))
     print(folder / "generated.png")
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as save_grid's PNG has them: rounded to 0 ... 255."""
-    return (images * 255 + 0.5).clamp(0, 255).byte()
 
 
 @torch.no_grad()

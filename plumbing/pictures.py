@@ -13,13 +13,18 @@ from plumbing import files
 WIDTH = 500  # pixels that a grid has at least
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as a grid's PNG has them: rounded to 0 ... 255."""
+    return (images * 255 + 0.5).clamp(0, 255).byte()
+
+
 def grid(x: Tensor, columns: int, set_off: tuple = (), pairs: bool = False, labels: tuple = ()) -> Image.Image:
     """Images (N, C, H, W) in [0, 1], row by row, one pixel apart, each pixel enlarged to a square until they are WIDTH.
 
     set_off: columns after which there is a gap. pairs: a gap after every second row. labels: of the columns.
     """
     N, C, H, W = x.shape
-    pixels = (x.detach().float().cpu() * 255 + 0.5).clamp(0, 255).byte().expand(N, max(3, C), H, W)
+    pixels = to_uint8(x.detach().float().cpu()).expand(N, max(3, C), H, W)
     gap = max(3, W // 4)
     left = [1 + c * (W + 1) + gap * sum(c > edge for edge in set_off) for c in range(columns)]
     top = [1 + r * (H + 1) + gap * pairs * (r // 2) for r in range(math.ceil(N / columns))]

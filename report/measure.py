@@ -467,12 +467,22 @@ def games() -> None:
     table(head, rows)
 
 
+def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
+    """Adam with another β₂, or with learning rates of G and D that are multiples of --lr."""
+    Adam, times = torch.optim.Adam, iter((G, D))
+
+    def other(parameters, lr, betas=(0.9, 0.999), **rest):
+        return Adam(parameters, lr * next(times, 1), (betas[0], beta2), **rest)
+
+    torch.optim.Adam = other
+
+
 def blind() -> None:
     """CS231n's question: D's loss constant and high while G's falls. A D that cannot learn, beside the default."""
     Adam, rows = torch.optim.Adam, []
     for name, times in (("D learns", 1), ("D's learning rate is 0", 0)):
-        rates = iter((1, times))  # G's optimiser is made first
-        torch.optim.Adam = lambda parameters, lr, rates=rates, **rest: Adam(parameters, lr * next(rates), **rest)
+        torch.optim.Adam = Adam
+        adam(D=times)
         run = Path(f"runs/blind-{times}")
         gan_mnist.main(f"--data mnist --steps 938 --sample-every 469 --log-every 67 --out {run} --fresh".split())
         for first, last in ((0, 67), (402, 469), (871, 938)):
@@ -702,18 +712,23 @@ def lenet_features(x: Tensor) -> Tensor:
     return torch.cat(list(fid.features(x, classifier())))
 
 
-def damaged_digits() -> dict[str, Tensor]:
-    """Sets of MNIST's digits by what is wrong with them."""
+def blurred_and_noisy(x: Tensor, blurs: Sequence[float], noises: Sequence[float]) -> dict[str, Tensor]:
+    """uint8 images by what was done to them, σ in pixels and in units of the largest value."""
     from torchvision.transforms.functional import gaussian_blur
 
-    train, labels, test = mnist(28).train, mnist(28).train_labels, mnist(28).test
     torch.manual_seed(0)
-    noise = torch.randn(test.shape)
+    noise = torch.randn(x.shape)
+    sets = {f"test, blurred with σ = {sigma}": gaussian_blur(x, int(8 * sigma) | 1, sigma) for sigma in blurs}
+    for sigma in noises:
+        sets[f"test, noise of σ = {sigma}"] = common.to_uint8((x / 255 + sigma * noise).clamp(0, 1))
+    return sets
+
+
+def damaged_digits() -> dict[str, Tensor]:
+    """Sets of MNIST's digits by what is wrong with them."""
+    train, labels, test = mnist(28).train, mnist(28).train_labels, mnist(28).test
     sets = {"training digits, 10,000": train[:10000], "the test digits themselves": test}
-    for sigma in (0.5, 1.0, 2.0):
-        sets[f"test, blurred with σ = {sigma}"] = gaussian_blur(test, int(8 * sigma) | 1, sigma)
-    for sigma in (0.1, 0.2, 0.4):
-        sets[f"test, noise of σ = {sigma}"] = common.to_uint8((test / 255 + sigma * noise).clamp(0, 1))
+    sets |= blurred_and_noisy(test, (0.5, 1.0, 2.0), (0.1, 0.2, 0.4))
     for shift in (1, 2, 4):
         sets[f"test, {shift} pixels to the right"] = test.roll(shift, 3)
     top, bottom_of_another = test[:, :, :14], test.roll(1, 0)[:, :, 14:]
@@ -765,16 +780,9 @@ def halved_and_back(x: Tensor, mode: str, antialias: bool) -> Tensor:
 
 def damaged_photographs(data: images.ImageData) -> dict[str, Tensor]:
     """Sets of CIFAR-10's images by what is wrong with them."""
-    from torchvision.transforms.functional import gaussian_blur
-
     train, labels, test = data.train, data.train_labels, data.test
-    torch.manual_seed(0)
-    noise = torch.randn(test.shape)
     sets = {"training images, 10,000": train[:10000], "training images without horses": train[labels != 7][:10000]}
-    for sigma in (0.05, 0.1):
-        sets[f"test, noise of σ = {sigma}"] = common.to_uint8((test / 255 + sigma * noise).clamp(0, 1))
-    for sigma in (0.5, 1.0):
-        sets[f"test, blurred with σ = {sigma}"] = gaussian_blur(test, int(8 * sigma) | 1, sigma)
+    sets |= blurred_and_noisy(test, (0.5, 1.0), (0.05, 0.1))
     for quality in (95, 75):
         sets[f"test, as JPEG of quality {quality}"] = jpeg(test, quality)
     sets["test, halved and back, nearest"] = halved_and_back(test, "nearest", False)

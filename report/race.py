@@ -28,17 +28,7 @@ import dcgan
 import simclr
 import vae
 from plumbing import images, lenet, run_folder
-from report.measure import CIFAR10, FACES, table
-
-
-def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
-    """Adam with another β₂, or with learning rates of G and D that are multiples of --lr."""
-    Adam, times = torch.optim.Adam, iter((G, D))
-
-    def other(parameters, lr, betas=(0.9, 0.999), **rest):
-        return Adam(parameters, lr * next(times, 1), (betas[0], beta2), **rest)
-
-    torch.optim.Adam = other
+from report.measure import CIFAR10, FACES, adam, table
 
 
 def slow_down(steps: int) -> None:

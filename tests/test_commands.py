@@ -120,7 +120,7 @@ def test_python_of_the_readme(monkeypatch, capsys):
     names = {}
     exec(block, names)
     assert names["digits"].shape == (64, 1, 32, 32) and names["run"].results["elbo"] > -500
-    assert "(4, 1, 32, 32)" in capsys.readouterr().out.replace("torch.Size([4, 1, 32, 32])", "(4, 1, 32, 32)")
+    assert "torch.Size([4, 1, 32, 32])" in capsys.readouterr().out
 
 
 def test_every_candidate_of_every_race_is_a_command():
