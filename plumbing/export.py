@@ -26,10 +26,11 @@ def export(model: nn.Module, x: Tensor, path: Path, ranges: str) -> None:
     """
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
     model = model.to(memory_format=torch.contiguous_format)  # torch.export warns of others
-    torch.jit.save(torch.jit.trace(model, x[:2], check_trace=False), path)
+    traced = torch.jit.trace(model, x[:2], check_trace=False)
+    files.write_whole(path, lambda file: torch.jit.save(traced, file))  # by a path, a full disk would abort the process
     archive = path.with_suffix(".pt2")
-    any_size = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=any_size), archive)
+    exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    files.write_whole(archive, lambda file: torch.export.save(exported, file))
 
     shape = ", ".join(["B", *map(str, x.shape[1:])])
     print(f"{path.stem}: {ranges}")

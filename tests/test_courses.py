@@ -231,7 +231,8 @@ def test_imperial_traces_every_network(name, training):
     """torch.jit.save(torch.jit.trace(model, x, check_trace=False), file) in both modes; in eval mode as it is."""
     build, shape = NETWORKS[name]
     model, x = build().train(training), torch.rand(3, *shape)
-    torch.jit.save(torch.jit.trace(model, x, check_trace=False), "model.pth")
+    with open("model.pth", "wb") as file:  # by a path, a full disk would abort the process
+        torch.jit.save(torch.jit.trace(model, x, check_trace=False), file)
     again = torch.jit.load("model.pth")
     if training and name == "D, spectral norm":
         return  # torch's own power iteration does not run once it is traced

@@ -100,6 +100,24 @@ def test_a_full_disk(capsys, monkeypatch):
         vae.main([*SMALL, "--steps", str(step + 1)])
 
 
+def test_a_full_disk_while_exporting(capsys):
+    """torch.jit.save by a path would abort the process, with the old file gone."""
+    resource = pytest.importorskip("resource")
+    vae.main([*SMALL, "--steps", "1"])
+    vae.main(["--export", "--weights", "run"])
+    names = ("VAE_model.pth", "VAE_model.pt2")
+    before = [Path("run", name).read_bytes() for name in names]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for n in (1000, len(before[0]) // 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, limits[1]))
+        try:
+            line = told(capsys, vae.main, ["--export", "--weights", "run"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert line and "too large" in line
+        assert [Path("run", name).read_bytes() for name in names] == before
+
+
 def test_two_processes_in_one_folder(capsys, monkeypatch):
     argv = ["vae.py", *SMALL, "--steps", "1000000"]
     first = start_and_save(*argv)
