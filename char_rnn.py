@@ -63,10 +63,10 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--early-stopping", type=common.number(int, 0), default=0, help=stopping_help)
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
-    start_help = r"what --generate goes on from (default: a line break); where the alphabet has no \, \n is one too"
+    start_help = r"what --generate goes on from; \n is a line break (the default) where no \ is known"
     add("--start", help=start_help)
     add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
-    samples_help = "texts that --generate draws side by side; with another number, as with another seed, others"
+    samples_help = "texts side by side; with another number, as with another seed, others"
     add("--n-samples", type=common.number(int, 1), default=1, help=samples_help)
     add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
     add("--top-k", type=common.number(int, 1), help="draw from the k likeliest characters only")

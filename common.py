@@ -39,7 +39,7 @@ def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=10
         p.group(title)
     add = p.group("data")
     names = said.get("data", "mnist, cifar10, digits, lfw, lfw-all")
-    add("--data", help=f"{names}, or the path or URL of your own (default: the script's usual set)")
+    add("--data", help=f"{names}, or your own path or URL (default: the script's)")
     add = p.group("optimisation")
     add("--batch-size", type=number(int, 1, below=100_001), default=batch_size, help="samples per step")
     add("--lr", type=number(float, 0, above=True), default=lr, help=said.get("lr_help", "learning rate"))
@@ -50,14 +50,14 @@ def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=10
     add("--data-dir", default="data", help="where data sets, downloads and decoded images are kept")
     add("--out", help="run folder (default: runs/SCRIPT-DATA-VARIANT); the same command continues what it holds")
     add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
-    add("--device", type=hardware.device_name, default="auto", metavar=hardware.DEVICES, help="where to compute")
+    add("--device", type=hardware.device_name, default="auto", metavar="NAME", help="auto, cuda, mps or cpu")
     add("--deterministic", action="store_true", help="on a GPU: only kernels that give the same bits each time, slower")
     add("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add("--log-every", type=number(int, 1), default=log_every, help="steps between rows of metrics.csv")
     add("--save-every", type=number(int, 1), default=1000, help="steps between checkpoints")
     add("--sample-every", type=number(int, 1), default=sample_every, help="steps between samples and long measurements")
     add = p.group("trained weights")
-    weights_help = "weights file or run folder: to use (default: the newest run that fits), or to begin a training with"
+    weights_help = "file or run folder to use (default: the newest run that fits) or to begin a training with"
     add("--weights", help=weights_help)
     return p
 

@@ -44,18 +44,18 @@ SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm") 
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    lr_help = "learning rate of both networks (default: 0.004 for grey images, 0.001 for colour; the paper: 0.0002)"
+    lr_help = "of both networks (default: 0.004 for grey images, 0.001 for colour; the paper: 0.0002)"
     p = common.parser(__doc__, steps=20000, batch_size=128, lr=None, lr_help=lr_help)
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
-    width_help = "channels of the maps next to the image, twice as many at each halving (default: 64, for grey 16)"
+    width_help = "channels next to the image, twice as many at each halving (default: 64, for grey 16)"
     add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
     size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for colour images that large)"
     add("--image-size", type=common.number(int, 8, below=257), help=size_help)
     norm_help = "D's weights divided by their norm, no BatchNorm in it (1802.05957; default: for grey images)"
     add("--spectral-norm", action=BooleanOptionalAction, help=norm_help)
     add = p.group("game")
-    loss_help = "non-saturating (1406.2661), least squares (1611.04076), hinge (1705.02894)"
+    loss_help = "arXiv 1406.2661 (non-saturating), 1611.04076, 1705.02894"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
     real = common.number(float, 0, below=1)
     smoothing_help = "D's label of data is 1 less this (1606.03498, 3.4; default: 0.1 for --loss gan, else 0)"
@@ -65,14 +65,14 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--instance-noise", type=common.number(float, 0, below=10), default=0.2, help=noise_help)
     fall_help = "step at which that noise has fallen to 0 (default: 10000 for colour; for grey it stays)"
     add("--noise-steps", type=common.number(int, 1), help=fall_help)
-    average_help = "decay of G's averaged weights, of at most a tenth of the steps so far; 0 is none (1806.04498)"
+    average_help = "decay of G's average, of at most a tenth of the steps; 0 is none (1806.04498)"
     add("--ema", type=real, default=0.999, help=average_help)
     add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
     add("--beta1", type=real, default=0.0, help="Adam's β₁; in the paper 0.5")
     add = p.group("trained weights")
     add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    k_help = "do not train: draw K steps (8) from one z to another, straight and along the sphere, and beyond both"
+    k_help = "do not train: draw K steps (8) from z to z, straight and along the sphere, and beyond"
     add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
     add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")

@@ -59,7 +59,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-stats", metavar="FILE.npz", help="write mu and sigma of REAL")
     add("--json", action="store_true", help="print the result as JSON")
     add("--batch-size", type=common.number(int, 1), default=50, help="images at a time")
-    add("--device", type=hardware.device_name, default="auto", metavar=hardware.DEVICES, help="where to compute")
+    add("--device", type=hardware.device_name, default="auto", metavar="NAME", help="auto, cuda, mps or cpu")
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
     args = p.parse_args(argv)
     if "" in (args.real, args.generated):

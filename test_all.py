@@ -63,7 +63,9 @@ def test_help(script, capsys):
         script.main(["--help"])
     shown = capsys.readouterr().out
     assert script.__doc__.splitlines()[0] in shown and "None" not in shown
-    assert re.search(r"--seed N +.*\(default: 0\)", shown) and "--device {auto,cuda,mps,cpu}" in shown
+    assert re.search(r"--seed N +.*\(default: 0\)", shown) and "auto, cuda, mps or cpu" in shown
+    lines = shown.splitlines()  # a screen or so: equations and flags, a line each
+    assert len(lines) <= 62 and max(map(len, lines)) <= 120
 
 
 def test_batches_are_permuted_epochs():

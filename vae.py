@@ -51,7 +51,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
     add("--binarize", action="store_true", help="draw each pixel, 0 or 1, from its grey value, anew each time")
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
-    beta_help = "weight of the KL term in the loss (beta-VAE); mlp rises to it in a quarter of the steps"
+    beta_help = "weight of the KL term (beta-VAE); mlp rises to it in a quarter of the steps"
     add("--beta", type=common.number(float, 0), default=1.0, help=beta_help)
     schedule_help = "warm-up, then to 0 at --steps, or constant"
     p.group("optimisation")("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=schedule_help)

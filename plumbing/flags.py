@@ -35,19 +35,32 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         kind = getattr(action.type, "__name__", "")
         return {"int": "N", "float": "X"}.get(kind, action.dest.upper())
 
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable:
+        """NAME; the help string lists the choices."""
+        short = "NAME" if action.choices and action.metavar is None else default_metavar
+        return lambda n: (action.metavar or short,) * n
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.option_strings[0].removeprefix('--')}"
+        return super()._format_action_invocation(action)
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
+        said = action.help if silent else super()._get_help_string(action)
+        return f"{', '.join(action.choices)}: {said}" if action.choices else said
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's, of which rank 0 speaks first, and which a terminal without UTF-8 does not stop."""
 
     def __init__(self, doc: str, usage: str = "%(prog)s [flags]") -> None:
-        title, *lines = doc.splitlines(keepends=True) or [""]
-        commands = [line for line in lines if line.startswith("    python ")]  # are shown first
-        described = "".join([title, "\n", *commands, *(line for line in lines if line not in commands)])
-        super().__init__(usage=usage, description=described, formatter_class=HelpFormatter)
+        title, *rest = doc.strip().split("\n\n")
+        commands = [part for part in rest if part.startswith("    python ")]  # are shown first
+        text = [part for part in rest if part not in commands and not part.startswith(("Differs", "Measured"))]
+        described = "\n\n".join([title, *commands, *text])
+        super().__init__(usage=usage, description=described, formatter_class=HelpFormatter, add_help=False)
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # whoever reads it knows
         process.any_terminal()
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:

@@ -7,13 +7,13 @@ import sys
 
 import torch
 
-DEVICES = "{auto,cuda,mps,cpu}"
+DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def device_name(text: str) -> str:
     """An argparse type: cpu, cuda or mps, and what this machine has for auto."""
-    if text not in DEVICES.strip("{}").split(","):
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {DEVICES})")
+    if text not in DEVICES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(DEVICES)})")
     found = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     device = found if text == "auto" else text
     if device not in (found, "cpu"):
