@@ -539,7 +539,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             run.log()
         if run.due(args.sample_every):
             sample = generate_from_model(averaged, text.chars[0], 500, char_maps(text.chars), T=0.8)
-            run.save_text(f"samples/step_{step:07d}.txt", sample)
+            run.save_text("samples", sample)
         if out_of_patience(args, state):
             files.say(f"stopped early at step {step}: {state['waited']} measurements without a new best")
             run.end_early()

@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,7 @@ class Run:
         self.ending = False
         self.bar = self.events = None
         self.levels: dict[str, float] = {}  # of terms, for curves.png
+        self.cards: dict[str, list[str]] = {}  # TensorBoard's: of a term the curves of all splits
         parameters = {}
         for key, thing in objects.items():
             if isinstance(thing, nn.Module):
@@ -238,10 +240,15 @@ class Run:
         common.save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
 
     def save_text(self, name: str, text: str) -> None:
-        """Write a file into the folder. Rank 0 does."""
-        if not ranks.rank():
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_text(text, encoding="utf-8")
+        """name/step_0000001.txt, and the same among TensorBoard's events. Rank 0 does."""
+        if ranks.rank():
+            return
+        path = self.folder / f"{name}/step_{self.step:07d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        if self.events:
+            verbatim = textwrap.indent(text, "    ", lambda _: True)
+            self.events.add_text(name, verbatim, self.step)
 
     def save(self) -> None:
         """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
@@ -364,6 +371,9 @@ class Run:
             if self.events:
                 for name, value in averages.items():
                     self.events.add_scalar(f"{name}/{split}", value, self.step)
+                    if f"{name}/{split}" not in self.cards.setdefault(name, []):
+                        self.cards[name].append(f"{name}/{split}")
+                        self.events.add_custom_scalars({"curves": {n: ("Multiline", c) for n, c in self.cards.items()}})
         self.sums = {}
         if ranks.rank():
             return

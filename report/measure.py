@@ -306,6 +306,26 @@ def latents() -> None:
     save(figure, "latents")
 
 
+def homework() -> None:
+    """Runs runs/z3, beta1, z100: the six curves of each, and the grids that the run left."""
+    figure, axes = panels(6, 3, (13, 22))
+    for column_of_axes, run in zip(axes.T, ("z3", "beta1", "z100"), strict=True):
+        flags, folder = results(run)["flags"], Path("runs", run)
+        for ax, key in zip(column_of_axes, ("loss", "rec", "kl"), strict=False):
+            for split in ("train", "test"):
+                ax.plot(*column(run, split, key), label=split)
+            ax.set(title={"loss": "loss", "rec": "reconstruction", "kl": "KL"}[key], xlabel="step", ylabel="nats")
+            ax.set_ylim({"kl": (0, 25)}.get(key, (60, 220)))
+            ax.legend()
+        column_of_axes[0].set_title(f"z = {flags['latent_dim']}, batch {flags['batch_size']}, {flags['steps']:,} steps")
+        grids = max(folder.glob("samples/*.png")), folder / "reconstructions.png", folder / "interpolation.png"
+        for ax, grid in zip(column_of_axes[3:], grids, strict=True):
+            ax.imshow(Image.open(grid).convert("RGB"), interpolation="antialiased")
+            ax.set_title(grid.stem if grid.parent == folder else "samples")
+            ax.axis("off")
+    save(figure, "homework")
+
+
 @torch.no_grad()
 def posterior(model: vae.VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """μ and log σ² of uint8 images."""
@@ -514,12 +534,13 @@ def reconstructed(model: vae.VAE, x: Tensor) -> Tensor:
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Share of the power of images (N, 32, 32) in [0, 1] at 1 ... 16 cycles per image: (16,)."""
-    f = 32 * torch.fft.fftfreq(32)
+    """Share of the power of images (N, S, S) in [0, 1] at 1 ... S/2 cycles per image: (S/2,)."""
+    size = x.shape[-1]
+    f = size * torch.fft.fftfreq(size)
     ring = (f[:, None] ** 2 + f**2).sqrt().round().long().flatten()  # cycles per image, in any direction
     power = torch.fft.fft2(x - x.mean(0)).abs().square().mean(0).flatten()
-    mean = torch.zeros(24).index_add_(0, ring, power) / ring.bincount(minlength=24)
-    return mean[1:17] / mean[1:17].sum()
+    mean = torch.zeros(size).index_add_(0, ring, power)[: size // 2 + 1] / ring.bincount()[: size // 2 + 1]
+    return mean[1:] / mean[1:].sum()
 
 
 def mean_slope(x: Tensor) -> float:
@@ -549,6 +570,40 @@ def sharpness() -> None:
     ax.legend(fontsize="small")
     table(("", "mean slope", "% grey", "% of power above 8 cycles", "FD-LeNet", "% sure of"), rows)
     save(figure, "spectrum")
+
+
+def faces() -> None:
+    """Run runs/faces-vae and the race `faces`, 530 photographs: how sharp, how varied, learned by heart?"""
+    data = images.load_images(FACES, "", "data", 64)
+    model = weights(vae, "runs/faces-vae/vae.pth")
+    sets = {
+        "training faces": data.train,
+        "held-out faces": data.test,
+        "VAE, held-out faces reconstructed": reconstructed(model, data.test),
+        "VAE, samples": next(vae.draw(model, 250, 0)),
+    }
+    for name, run in (("GAN, samples", "lr-1e-3"), ("GAN, DiffAugment, samples", "DiffAugment")):
+        sets[name] = next(dcgan.draw(weights(dcgan, f"runs/race/faces/{run}/seed-0/generator.pth"), 250, 0))
+    known, rows = data.train.flatten(1).float() / 255, []
+    for name, pictures in sets.items():
+        x = pictures.float() / 255
+        apart, grey = torch.cdist(x.flatten(1), known) / known.shape[1] ** 0.5, x.mean(1)
+        if pictures is data.train:
+            apart.fill_diagonal_(math.inf)
+        high = 100 * spectrum(grey)[16:].sum().item()
+        varied = dcgan.spread(pictures) / dcgan.spread_of(data)
+        rows.append((name, mean_slope(grey), high, varied, apart.min(1).values.mean().item()))
+    head = (
+        "",
+        "mean slope",
+        "% of power above 16 cycles",
+        "spread",
+        "distance to the nearest training face, per pixel",
+    )
+    table(head, rows)
+    for name, pictures in list(sets.items())[3:]:
+        file = re.sub(r"\W+", "-", name.removesuffix(", samples").lower())
+        common.save_grid(pictures[:24].float() / 255, PICTURES / f"faces-{file}.png", 8)
 
 
 def ends(script, model: nn.Module) -> Tensor:
@@ -668,40 +723,38 @@ def ablation(variant: str) -> None:
     simclr.main(flags)
 
 
-def fit(data: images.ImageData, some: Tensor, numbers: dict, n_steps: int) -> nn.Module:
-    """The encoder's network, untrained, and a linear layer, trained on `some` labelled images alone, not frozen."""
-    torch.manual_seed(1)
-    fresh = simclr.Model(128, "resnet18")
-    net = nn.Sequential(fresh.f, nn.Linear(fresh.width, int(data.train_labels.max()) + 1)).train()
-    optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    for step in files.progress(range(1, n_steps + 1), "labels alone", n_steps):
+def fit(net: nn.Module, data: images.ImageData, some: Tensor, numbers: dict, n_steps: int) -> float:
+    """Train a network from images to logits on `some` labelled images alone; its accuracy on the test images."""
+    optimizer = torch.optim.SGD(net.train().parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for step in files.progress(range(1, n_steps + 1), "few labels", n_steps):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * (step - 1) / n_steps)) / 2
         i = some[common.batch_indices(len(some), 128, step, seed=0)]
         x = simclr.crop_and_flip(simclr.floats(data.train[i]), scale=(0.5, 1.0))  # (B, 3, S, S)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = net(simclr.normalise(x, numbers)).float()
         optimizer.zero_grad()
-        F.cross_entropy(logits, data.train_labels[i]).backward()
+        F.cross_entropy(net(simclr.normalise(x, numbers)), data.train_labels[i]).backward()
         optimizer.step()
-    return net
+    guesses = simclr.represent(net, data.test, numbers, CPU, False).argmax(1)
+    return (guesses == data.test_labels).float().mean().item()
 
 
 def few_labels() -> None:
-    """A linear layer on the frozen encoder against the same network trained on the same few labels alone."""
-    numbers = torch.load("runs/simclr-cifar10-jpeg-resnet18-tau0.5-batch256/simclr.pth", weights_only=True)
+    """Few labels: a linear layer on the frozen encoder, the encoder trained along, the same network from nothing."""
+    numbers = torch.load("runs/simclr-2h/simclr.pth", weights_only=True)
     model, data = simclr.build(numbers), images.load_images(CIFAR10, "", "data", 32)
     some = common.permutation(len(data.train), 0, 0)[:5000]
-    h = simclr.represent(model.f, data.train[some], numbers, CPU, True)  # (5000, 512)
-    test_h = simclr.represent(model.f, data.test, numbers, CPU, True)
-    y, truth = data.train_labels[some], data.test_labels
-    rows = []
-    for n, n_steps in ((100, 200), (500, 200), (5000, 1000)):
-        frozen = simclr.linear_accuracy(h[:n], y[:n], test_h, truth)
-        net = fit(data, some[:n], numbers, n_steps)
-        guesses = simclr.represent(net, data.test, numbers, CPU, True).argmax(1)
-        alone = (guesses == truth).float().mean().item()
-        rows.append((f"{n:,} ({n_steps:,} steps)", 100 * frozen, 100 * alone))
-    table(("labels", "linear, frozen encoder, %", "the same network, on these labels alone, %"), rows)
+    h = simclr.represent(model.f, data.train[some], numbers, CPU, False)  # (5000, 512)
+    test_h = simclr.represent(model.f, data.test, numbers, CPU, False)
+    y, rows = data.train_labels[some], []
+    for n, n_steps in ((500, 100), (5000, 500)):
+        torch.manual_seed(1)
+        begun = simclr.build(numbers), simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
+        frozen = simclr.linear_accuracy(h[:n], y[:n], test_h, data.test_labels)
+        tuned, alone = (
+            fit(nn.Sequential(m.f, nn.Linear(m.width, len(data.classes))), data, some[:n], numbers, n_steps)
+            for m in begun
+        )
+        rows.append((f"{n:,} ({n_steps:,} steps)", 100 * frozen, 100 * tuned, 100 * alone))
+    table(("labels", "linear, frozen encoder, %", "encoder trained along, %", "from nothing, %"), rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------ FID
@@ -805,8 +858,8 @@ def photographs() -> None:
 
 
 TEXT = (memory, shuffled, temperature, plays)
-VAE = (beta, latents, prior, draws, subset)
-GAN = (gradients, games, blind, sharpness, interpolation)
+VAE = (beta, latents, homework, prior, draws, subset)
+GAN = (gradients, games, blind, sharpness, faces, interpolation)
 MEASUREMENTS = (*TEXT, *VAE, *GAN, ablation, few_labels, distance, photographs)
 NAMES = {function.__name__: function for function in MEASUREMENTS}
 

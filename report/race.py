@@ -44,21 +44,35 @@ def slow_down(steps: int) -> None:
     dcgan.update = slower
 
 
-def by_turns() -> None:
-    """D of 3 x 3 and 4 x 4 kernels by turns (Miyato et al. 2018, table 3), with spectral norm."""
+def by_turns(spectral_norm: bool = True) -> None:
+    """D of 3 x 3 and 4 x 4 kernels by turns (Miyato et al. 2018, table 3), without BatchNorm."""
     start = dcgan.Discriminator.__init__
 
     def conv(*layer: int) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Conv2d(*layer), torch.nn.LeakyReLU(0.1))
 
-    def other(D, in_size, widths=(64, 128, 256), spectral_norm=True) -> None:
-        start(D, in_size, widths, spectral_norm=False)
+    def other(D, in_size, widths=(64, 128, 256), *_, **__) -> None:
+        start(D, in_size, widths)
         stages = [(conv(i, o, 3, 1, 1), conv(o, o, 4, 2, 1)) for i, o in itertools.pairwise((in_size[0], *widths))]
         D.net = torch.nn.Sequential(*itertools.chain(*stages), D.net[-1])
         for m in list(D.modules()):
-            if spectral_norm and isinstance(m, torch.nn.Conv2d):
+            if isinstance(m, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(m.weight)
-                torch.nn.utils.parametrizations.spectral_norm(m)
+                if spectral_norm:
+                    torch.nn.utils.parametrizations.spectral_norm(m)
+
+    dcgan.Discriminator.__init__ = other
+
+
+def slope(negative: float) -> None:
+    """D's LeakyReLU has another slope below 0; 0 is a ReLU."""
+    start = dcgan.Discriminator.__init__
+
+    def other(D, *shape, **how) -> None:
+        start(D, *shape, **how)
+        for m in D.modules():
+            if isinstance(m, torch.nn.LeakyReLU):
+                m.negative_slope = negative
 
     dcgan.Discriminator.__init__ = other
 
@@ -270,6 +284,11 @@ RACES = {
         "spectral norm, lr 2e-3": f"{CIFAR_1000} --spectral-norm --lr 2e-3",
         "3 x 3 and 4 x 4 kernels in D": (f"{CIFAR_1000} --loss hinge --spectral-norm", by_turns),
         "DiffAugment": (CIFAR_1000, diff_augment),
+        "half as wide, 2,500 steps": f"{CIFAR_1000} --hidden-dim 32 --steps 2500",  # at equal cost, as the next two
+        "twice as wide, 300 steps": f"{CIFAR_1000} --hidden-dim 128 --steps 300",
+        "twice as deep in D, 350 steps": (f"{CIFAR_1000} --steps 350", partial(by_turns, spectral_norm=False)),
+        "ReLU in D": (CIFAR_1000, partial(slope, 0.0)),
+        "LeakyReLU of slope 0.01 in D": (CIFAR_1000, partial(slope, 0.01)),
     },
     "faces": {
         "lr 1e-3": FACES_1000,

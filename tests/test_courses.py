@@ -1,5 +1,6 @@
 """The loops of the four courses' notebooks, on our functions as they call them."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import gan_mnist
 import simclr
 import vae
 from plumbing import images
-from tests.helpers import batch, image, letters
+from tests.helpers import RUNS, batch, image, letters, write_inputs
 
 CPU_AND_OTHERS = [("cpu", torch.float32), ("cpu", torch.float64), ("meta", torch.float32)]
 
@@ -282,8 +283,6 @@ def test_tsinghua_encode_decode():
 def test_tensorboard_has_the_sample_grids(script, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from tests.helpers import RUNS
-
     monkeypatch.setattr("fid.judges", lambda *_: {})
     monkeypatch.setattr(vae, "look_inside", lambda *_: {})
     script.main([*RUNS[script], "--steps", "4", "--sample-every", "2", "--log-every", "1", "--out", "run"])
@@ -292,6 +291,23 @@ def test_tensorboard_has_the_sample_grids(script, monkeypatch):
     Path("shown.png").write_bytes(events.Images("samples")[-1].encoded_image_string)
     shown, kept = (np.asarray(Image.open(path)).astype(int) for path in ("shown.png", "run/samples/step_0000004.png"))
     assert np.array_equal(shown, kept)
+
+
+def test_tensorboard_has_curves_on_a_card_and_sample_texts():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    write_inputs()
+    argv = [*RUNS[char_rnn], "--steps", "4", "--sample-every", "4", "--eval-every", "2", "--log-every", "2"]
+    char_rnn.main([*argv, "--out", "run"])
+    events = EventAccumulator("run", {"tensors": 0}).Reload()
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    [card] = layout.category[0].chart
+    assert card.title == "nats" and sorted(card.multiline.tag) == ["nats/test", "nats/train"]
+    assert {*card.multiline.tag} <= {*events.Tags()["scalars"]}
+    [text] = events.Tensors("samples/text_summary")
+    said = text.tensor_proto.string_val[0].decode()
+    assert text.step == 4 and textwrap.dedent(said) == Path("run/samples/step_0000004.txt").read_text()
 
 
 def test_label_smoothing_is_for_probabilities(monkeypatch):
