@@ -8,7 +8,8 @@ Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", ar
 and the last one predicts the next character: p(c) = softmax(dropout(h') W_hy + b_y). The loss is −log p of the
 character that came, in nats. (nn.GRU is another cell: it multiplies r after the product with W_hg.)
 
-Differs from the paper: biases, several layers, dropout on each layer's output, Adam, weights averaged over steps.
+Differs from the paper: its hidden unit alone (section 2.3), no encoder and decoder; biases, layers, dropout on each
+layer's output, Adam, weights averaged over steps.
 
     python char_rnn.py                                          # tiny Shakespeare; the same again continues
     python char_rnn.py --generate --temperature 0.5             # works at once, with the weights that ship
@@ -249,7 +250,10 @@ class GRUSequence(torch.autograd.Function):
 
 
 class GRULayer(nn.Module):
-    """One layer; its nine parameters are those of the equations. (S, B, in_dim) or indices (S, B) -> (S, B, H)."""
+    """One layer; its nine parameters are those of the equations.
+
+    (S, B, in_dim) or indices (S, B), and h (B, H) -> states (S, B, H), the last of them (B, H).
+    """
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
         super().__init__()
@@ -265,7 +269,7 @@ class GRULayer(nn.Module):
 
         self.W_xz, self.W_xr, self.W_xg = uniform(), uniform(), uniform()
         self.W_hz, self.W_hr, self.W_hg = orthogonal(), orthogonal(), orthogonal()
-        self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)  # z begins near 1: it remembers
+        self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)  # z begins at σ(1) = 0.73: it remembers
 
     def fused(self, dtype: torch.dtype) -> list[Tensor]:
         """[W_xz W_xr W_xg] (in_dim, 3H), [b_z b_r b_g] (3H,), [W_hz W_hr] (H, 2H), W_hg (H, H)."""

@@ -131,13 +131,16 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 
 def cosine(step: int, steps: int, warmup: int, peak: float = 1.0) -> float:
-    """The learning rate of step 1, 2, ...: up to `peak` in `warmup` steps, and along a cosine to 0 at `steps`."""
+    """The learning rate of step t = 1, 2, ...: peak · min(1, t/warmup) · (1 + cos(π (t − 1)/steps))/2."""
     return peak * min(1, step / max(1, warmup)) * ((1 + math.cos(math.pi * (step - 1) / steps)) / 2)
 
 
 @torch.no_grad()
 def average(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """The moving average of step 1, 2, ...: over 1/(1 - decay) steps, early on over about a tenth of those so far."""
+    """mean ← mean + w (model − mean) in step t = 1, 2, ..., of weights and buffers, w = max(10/(t + 9), 1 − decay).
+
+    The first, polynomial decay (Shamir & Zhang 2013, arXiv 1212.1824), averages over about a tenth of the steps so far.
+    """
     pairs = zip((*mean.parameters(), *mean.buffers()), (*model.parameters(), *model.buffers()), strict=True)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]  # else BatchNorm's counter, which nothing reads
     torch._foreach_lerp_(*zip(*floats, strict=True), max(10 / (step + 9), 1 - decay))

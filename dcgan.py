@@ -1,12 +1,12 @@
 """Deep convolutional GAN at 32 and 64 pixels: CIFAR-10, faces, digits, or your own images.
 
 Radford, Metz & Chintala 2015, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
-Networks", arXiv 1511.06434. The game of Goodfellow et al. 2014 (arXiv 1406.2661, eq. 1), played in turns: D makes
+Networks", arXiv 1511.06434. The game of Goodfellow et al. 2014 (arXiv 1406.2661), played in turns: D makes
 
     −E[log D(x)] − E[log(1 − D(G(z)))],  z ~ N(0, I)
 
-small, then G makes −E[log D(G(z))] small. Both are all-convolutional with BatchNorm, start from N(0, 0.02), and use
-Adam (sections 3 and 4 of the paper).
+small (its eq. 1), then G makes −E[log D(G(z))] small (its section 3). Both are all-convolutional with BatchNorm, start
+from N(0, 0.02²), and use Adam (sections 3 and 4 of the DCGAN paper).
 
 Differs from the paper: half as many channels, or less for small images; kernels of 4, not 5; z Gaussian; Adam without
 momentum and five to twenty times as fast, for grey images with spectral norm instead of BatchNorm in D (the paper's:
@@ -80,7 +80,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
 
 
 def start_small(m: nn.Module) -> None:
-    """Weights N(0, 0.02) (section 4 of the paper), scales of BatchNorm N(1, 0.02) (its authors' code), biases 0."""
+    """Weights N(0, 0.02²) (section 4 of the paper), scales of BatchNorm N(1, 0.02²) (its authors' code), biases 0."""
     if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
         nn.init.normal_(m.weight, float(isinstance(m, nn.BatchNorm2d)), 0.02)
         if m.bias is not None:
@@ -178,7 +178,7 @@ cross_entropy = F.binary_cross_entropy_with_logits
 
 
 def squared_error(scores: Tensor, labels: Tensor) -> Tensor:
-    """½ E[(s − label)²]."""
+    """½ E[(s − label)²] (1611.04076, eq. 9)."""
     return 0.5 * F.mse_loss(scores, labels)
 
 
@@ -187,8 +187,9 @@ def discriminator_loss_fn(
 ) -> Tensor:
     """Error of y_data (B, 1) against data_label + that of y_generated against 1 − data_label, each a batch mean.
 
-    label_noise: width of the uniform noise on every label. label_smoothing: how far the data's labels stand back, not
-    those of the generated (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
+    data_label: 0 is the homework's default, a D below 0 for data; this script's game has 1. label_noise: width of the
+    uniform noise on every label. label_smoothing: how far the data's labels stand back, not those of the generated
+    (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
     """
     smooth_label = data_label + label_smoothing * (1 - 2 * data_label)
     loss = error(y_data, smooth_label + label_noise * (torch.rand_like(y_data) - 0.5))
@@ -201,7 +202,7 @@ def generator_loss_fn(y_generated, data_label=0, error=cross_entropy) -> Tensor:
 
 
 def hinge_discriminator_loss(y_data: Tensor, y_generated: Tensor) -> Tensor:
-    """E[max(0, 1 − D(x))] + E[max(0, 1 + D(G(z)))] (Lim & Ye 2017)."""
+    """E[max(0, 1 − D(x))] + E[max(0, 1 + D(G(z)))] of scores (B, 1) (Lim & Ye 2017, 1705.02894)."""
     return F.relu(1 - y_data).mean() + F.relu(1 + y_generated).mean()
 
 
@@ -211,7 +212,7 @@ def hinge_generator_loss(y_generated: Tensor) -> Tensor:
 
 
 def game(loss: str, label_noise: float, label_smoothing: float) -> tuple[Callable, Callable]:
-    """The losses of D and of G."""
+    """The losses of D, (B, 1), (B, 1) -> (), and of G, (B, 1) -> ()."""
     if loss == "hinge":
         return hinge_discriminator_loss, hinge_generator_loss
     error = {"gan": cross_entropy, "lsgan": squared_error}[loss]
@@ -231,7 +232,7 @@ def update(
     """One step of D on x (B, C, H, W) and as many samples, then one of G on fresh samples through the new D.
 
     draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs.
-    Returns (D's loss, G's loss, logits of x, logits of samples, their z).
+    Returns (D's loss, G's loss, logits of x, those of the second samples, their z).
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
@@ -317,11 +318,12 @@ def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
 
 
 def spread(x: Tensor) -> float:
-    """Mean distance between two of the images (N, C, H, W), uint8, per pixel."""
+    """Mean of ‖x_i − x_j‖ / √(C H W) over pairs of images (N, C, H, W), uint8, in grey levels."""
     return torch.pdist(x.flatten(1).float().cpu()).mean().item() / x[0].numel() ** 0.5
 
 
 def spread_of(data: images.ImageData) -> float:
+    """Of 500 of the data's images."""
     return spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
 
 

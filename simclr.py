@@ -4,11 +4,12 @@ Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Lear
 2002.05709. N images give 2N augmented views; the encoder f makes representations h, the projection head g makes z.
 Each view has to find its partner among all others, with sim the cosine and temperature τ:
 
-    ℓ(i,j) = −log exp(sim(z_i,z_j)/τ) / Σ_{k≠i} exp(sim(z_i,z_k)/τ)                                     (eq. 1)
-    L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)]                                                       (algorithm 1)
+    ℓ(i,j) = −log exp(sim(z_i,z_j)/τ) / Σ_{m≠i} exp(sim(z_i,z_m)/τ),  m = 1 ... 2N                      (eq. 1)
+    L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)],  k = 1 ... N (the paper's pairs are 2k − 1, 2k)      (algorithm 1)
 
 Differs from the paper (its appendix B.9 has CIFAR-10): the head of Stanford's CS231n, assignment 3, 512 wide; SGD with
-momentum instead of LARS, learning rate --lr · batch / 256 at its peak, weight decay 5e-4 on everything; ResNet-18.
+momentum instead of LARS, learning rate --lr · batch / 256 times warm-up and cosine, weight decay 5e-4 on everything;
+ResNet-18.
 
     python simclr.py                                          # ResNet-18 on CIFAR-10; the same again continues
     python simclr.py --eval                                   # frozen evaluation of the newest run, and its baselines
@@ -50,12 +51,13 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("trained weights")
     add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
     add("--eval", action="store_true", help="do not train: evaluate a run")
-    add("--features", metavar="FILE.npz", help="do not train: write the features h of the images of --data")
+    add("--features", metavar="FILE.npz", help="do not train: write h of the images of --data, not normalised")
     add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
     return common.parse_args(p, argv, {"labels": ("train", "eval")})
 
 
-# Augmentation (section 3): on whole batches, with parameters of its own for every image; x is (B, 3, S, S) in [0, 1].
+# Augmentation (section 3, strength 0.5 and no blur as in appendix B.9), on whole batches, with parameters of its own
+# for each image; x is (B, 3, S, S) in [0, 1].
 
 
 def floats(x: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, turn_hue)  # ea
 
 
 def jitter(x: Tensor, p: float = 0.8) -> Tensor:
-    """Brightness, contrast, saturation by 0.4 and hue by 0.1, in an order of its own for every image."""
+    """Brightness, contrast, saturation by 0.4 and hue by 0.1, in an order of its own for every image; x is changed."""
     n, device = len(x), x.device
     factors = [uniform(n, 0.6, 1.4, device) for _ in range(3)]
     amounts = [*factors, uniform(n, -0.1, 0.1, device)]
@@ -252,7 +254,7 @@ def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16: bool) -> Tensor:
-    """h (N, width) of uint8 images, in eval mode, on the device."""
+    """h = f(x) (N, width) of uint8 images, float32, not normalised (Model and Encoder do that), in eval mode."""
     training, out = f.training, []
     n = max(1, 250 * 32**2 // x.shape[-1] ** 2)
     f.eval()
@@ -276,7 +278,7 @@ def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int 
 
 
 def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
-    """The linear classifier with the least cross-entropy + l2/2 ‖W‖², by L-BFGS."""
+    """The linear classifier of features (N, D) with the least mean cross-entropy + l2/2 ‖W‖², by L-BFGS."""
     layer = nn.Linear(h.shape[1], int(labels.max()) + 1).to(h.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -340,9 +342,12 @@ def pixels_as_features(x: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def untrained_encoder(data: images.ImageData, numbers: dict, seed: int, device: torch.device) -> nn.Module:
-    """The same network as it begins, but with statistics for its BatchNorm: the harder baseline."""
+    """The same network as it begins, but with its BatchNorm's statistics of 2,500 images: the harder baseline."""
     torch.manual_seed(seed + 1)
     f = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last).f
+    for m in f.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None  # the mean over batches
     for x in data.train[:2500].split(250):
         f(whole(x, numbers, device))
     return f

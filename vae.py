@@ -7,16 +7,17 @@ Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv 1312.6114. Train
 with q(z|x) = N(μ, diag σ²) from the encoder, p(z) = N(0, I), and z = μ + σ ⊙ ε, ε ~ N(0, I) (section 2.4).
 p(x|z) is Bernoulli per pixel, grey values taken as probabilities, or Gaussian with a fixed variance.
 
-Differs from the paper: convolutional networks, Adam with warm-up instead of Adagrad, β on the KL term, which --arch mlp
-warms up (kl_warmup), a start that keeps ReLUs alive (start_well).
+Differs from the paper: convolutional networks (mlp: two ReLU layers a side), Adam with warm-up instead of Adagrad, β on
+the KL term, which --arch mlp warms up (kl_warmup), a start that keeps ReLUs alive (start_well).
 
     python vae.py --latent-dim 10 --steps 20000    # MNIST; the same again continues. Made weights/vae.pth, with seed 0
     python vae.py --data photos/ --steps 5000      # your own images, 64 x 64, in colour
     python vae.py --generate                       # a grid of new samples from the newest run
 
 Measured with the first command on MNIST's 10,000 test digits at 32 x 32, three seeds: ELBO -95.43 ± 0.09 nats, log p(x)
-at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits), FD-LeNet 59.3 ± 0.3, in 9 minutes on one thread
-of an AMD EPYC. The homework's --arch tsinghua --lr 1e-3 --lr-schedule constant: -105.1, -99.6, 108 (one seed).
+at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; of grey values no density: --binarize), FD-LeNet
+59.3 ± 0.3, in 9 minutes on one thread of an AMD EPYC. The homework's --arch tsinghua --lr 1e-3 --lr-schedule constant:
+-105.1, -99.6, 108 (one seed).
 """
 
 import math
@@ -50,7 +51,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--image-size", type=common.number(int, 1, below=4097), help=size_help)
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
     add("--binarize", action="store_true", help="draw each pixel, 0 or 1, from its grey value, anew each time")
-    add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help="σ² in the Gaussian loss")
+    sigma_help = "Gaussian's variance of a pixel over pixels per image"
+    add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help=sigma_help)
     beta_help = "weight of the KL term (beta-VAE); mlp rises to it in a quarter of the steps"
     add("--beta", type=common.number(float, 0), default=1.0, help=beta_help)
     schedule_help = "warm-up, then to 0 at --steps, or constant"
@@ -293,10 +295,10 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
 
 
 def vae_loss(x, xr, z_mu, z_log_sigma2, x_sigma2, beta=1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """ℓ = ‖x − x̂‖² / (σ² d_x) + tr Σ + ‖μ‖² − d_z − log det Σ, averaged over the batch (Technion).
+    """(ℓ, data term, KL term), ℓ = ‖x − x̂‖² / (s d_x) + β Σ(μ² + σ² − log σ² − 1), batch means (Technion).
 
-    Twice the negative ELBO of a Gaussian p(x|z) whose variance per pixel is σ² d_x, up to a constant.
-    Returns (loss, data term, KL term); beta other than 1 weighs the KL term in the loss.
+    x, xr: (B, C, H, W) in [-1, 1]; d_x = C H W; z_mu, z_log_sigma2: (B, z_dim); s: x_sigma2. With β = 1 twice the
+    negative ELBO of p(x|z) = N(x̂, s d_x I), up to a constant; the KL term is 2 KL.
     """
     data_loss = F.mse_loss(xr, x) / x_sigma2
     kldiv_loss = (z_log_sigma2.exp() + z_mu**2 - 1 - z_log_sigma2).sum(1).mean()
@@ -362,8 +364,15 @@ def elbo(model: VAE, rec: float, kl: float, d_x: int) -> float:
 
 
 @torch.no_grad()
+def posteriors(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """μ and log σ² of uint8 images (N, C, H, W), each (N, z_dim)."""
+    parts = [model.posterior(scale(model, batch)) for batch in x.split(500)]
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+@torch.no_grad()
 def log_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
-    """log p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, of uint8 images (B, C, H, W), in nats: (K, B). Its mean is the ELBO."""
+    """log p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, of uint8 images (B, C, H, W), in nats: (K, B). Expected: the ELBO."""
     x = scale(model, x)  # (B, C, H, W)
     mu, log_sigma2 = model.posterior(x)
     eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
@@ -390,14 +399,11 @@ def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
     return total / len(x)
 
 
-@torch.no_grad()
 def active_units(model: VAE, x: Tensor) -> int:
-    """Dimensions of z in which q(z|x) differs from p(z) by more than 0.01 nats, as a mean over images."""
-    kl = torch.zeros(model.z_dim)
-    for batch in x.split(500):
-        mu, log_sigma2 = model.posterior(scale(model, batch))
-        kl += 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).sum(0).cpu()
-    return int((kl / len(x) > 0.01).sum())
+    """Dimensions of z whose KL(q(z_i|x) ‖ p(z_i)), a mean over images, is above 0.01 nats."""
+    mu, log_sigma2 = posteriors(model, x)
+    kl = 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).mean(0)
+    return int((kl > 0.01).sum())
 
 
 @torch.no_grad()
@@ -423,15 +429,11 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
         common.save_grid(visible(model, torch.cat(rows)), path, k + 7, set_off=(0, 2, k + 3, k + 5), labels=labels)
 
 
-@torch.no_grad()
 def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
     """Of uint8 images (N, C, H, W): mu, log_sigma2 (N, z_dim), and elbo (N,), in nats, the mean of 16 samples of z."""
-    mu, log_sigma2, elbo = [], [], []
-    for batch in x.split(100):
-        for found, part in zip((mu, log_sigma2), model.posterior(scale(model, batch)), strict=True):
-            found.append(part)
-        elbo.append(log_weights(model, batch, 16).mean(0))
-    return {"mu": torch.cat(mu), "log_sigma2": torch.cat(log_sigma2), "elbo": torch.cat(elbo)}
+    mu, log_sigma2 = posteriors(model, x)
+    elbo = torch.cat([log_weights(model, batch, 16).mean(0) for batch in x.split(100)])
+    return {"mu": mu, "log_sigma2": log_sigma2, "elbo": elbo}
 
 
 @torch.no_grad()
@@ -440,7 +442,7 @@ def draw_latent(model: VAE, data: images.ImageData, folder: Path) -> None:
     manifold; and latent.html, a plane of z to walk through.
     """
     x, labels = data.test[:2000], data.test_labels[:2000]
-    mu = torch.cat([model.posterior(scale(model, batch))[0].cpu() for batch in x.split(500)])
+    mu = posteriors(model, x)[0].cpu()
 
     def decode(z: Tensor) -> Tensor:
         return visible(model, model.decode(z.to(next(model.parameters()).device)))
@@ -547,6 +549,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     latent_dim = begun.get("latent_dim", args.latent_dim)
     if arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
+    if "x_sigma2" in args.given and likelihood == "bernoulli":
+        common.fail("--x-sigma2 is for --likelihood gaussian")
     if args.binarize and likelihood == "gaussian":
         common.fail("--binarize makes pixels of 0 and 1, for --likelihood bernoulli")
     numbers = {"arch": arch, "latent_dim": latent_dim, "channels": channels, "image_size": image_size, "width": width}
@@ -590,7 +594,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         run.add("train", loss=loss, rec=rec, kl=kl)
         if run.due(args.log_every):
             with autocast:
-                run.add("test", **evaluate(model, data.test[:500], args.beta))
+                run.add("test", **evaluate(model, data.test[:500], beta))
             run.log()
         if run.pictured(args.sample_every):
             model.eval()

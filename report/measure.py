@@ -238,8 +238,7 @@ def plays() -> None:
 def codes(run: str) -> tuple[vae.VAE, Tensor, Tensor, Tensor]:
     """A run's model; μ and log σ² of 2,000 test digits, and these digits' labels."""
     model = weights(vae, f"runs/{run}/vae.pth")
-    mu, log_sigma2 = model.posterior(vae.scale(model, mnist(32).test[:2000]))
-    return model, mu, log_sigma2, mnist(32).test_labels[:2000]
+    return model, *vae.posteriors(model, mnist(32).test[:2000]), mnist(32).test_labels[:2000]
 
 
 def n_active(mu: Tensor) -> int:
@@ -327,22 +326,15 @@ def homework() -> None:
 
 
 @torch.no_grad()
-def posterior(model: vae.VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """μ and log σ² of uint8 images."""
-    parts = [model.posterior(vae.scale(model, part)) for part in x.split(500)]
-    return tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
-@torch.no_grad()
 def prior() -> None:
     """Why samples are worse than reconstructions: codes drawn where there are some, and from p(z)."""
     model, data = weights(vae, "weights/vae.pth"), mnist(32)
     seen_in = judge()
-    mu, log_sigma2 = posterior(model, data.test)
+    mu, log_sigma2 = vae.posteriors(model, data.test)
     torch.manual_seed(0)
     own = model.reparameterize(mu, log_sigma2)  # (10000, Z): a draw from the aggregate posterior, Σ q(z|x) / N
     normal = torch.distributions.MultivariateNormal(own.mean(0), own.T.cov())
-    bank = model.reparameterize(*posterior(model, data.train[:10000]))
+    bank = model.reparameterize(*vae.posteriors(model, data.train[:10000]))
     codes = {
         "μ of test digits (reconstructions)": mu,
         r"q(z\|x) of test digits, drawn": own,
@@ -362,7 +354,7 @@ def draws() -> None:
     """500 draws of z for one digit of each class: its code's image, their mean, where they differ."""
     model, data = weights(vae, "weights/vae.pth"), mnist(32)
     x = data.test[[int((data.test_labels == k).nonzero()[0]) for k in range(10)]]
-    mu, log_sigma2 = posterior(model, x)
+    mu, log_sigma2 = vae.posteriors(model, x)
     torch.manual_seed(0)
     z = model.reparameterize(mu.expand(500, *mu.shape), log_sigma2.expand(500, *mu.shape))  # (500, 10, Z)
     made = torch.stack([model.decode(part) for part in z])  # (500, 10, 1, 32, 32)
@@ -451,8 +443,8 @@ def draw_game(axes, run: str, title: str) -> None:
     for ax in (losses, says, measured):
         ax.set_xlim(0, 4690)
         ax.legend(fontsize="small")
-    last_grid = max(Path(f"runs/{run}/samples").glob("*.png"))
-    samples.imshow(Image.open(last_grid).crop((0, 0, 234, 118)))
+    last_grid = Image.open(max(Path(f"runs/{run}/samples").glob("*.png")))
+    samples.imshow(last_grid.crop((0, 0, last_grid.width, last_grid.height // 2)), cmap="gray")
     samples.axis("off")
 
 
@@ -529,7 +521,7 @@ def generators() -> dict[str, tuple]:
 @torch.no_grad()
 def reconstructed(model: vae.VAE, x: Tensor) -> Tensor:
     """uint8 images -> uint8 images, decoded from μ."""
-    parts = [model.decode(model.posterior(vae.scale(model, part))[0]) for part in x.split(500)]
+    parts = [vae.visible(model, model.decode(mu)) for mu in vae.posteriors(model, x)[0].split(500)]
     return common.to_uint8(torch.cat(parts))
 
 
@@ -612,7 +604,7 @@ def ends(script, model: nn.Module) -> Tensor:
     differ = data.test_labels[:4000] != data.test_labels[4000:8000]
     first = differ.nonzero()[:2000, 0]
     if script is vae:
-        return torch.stack([model.posterior(vae.scale(model, data.test[i]))[0] for i in (first, first + 4000)])
+        return torch.stack([vae.posteriors(model, data.test[i])[0] for i in (first, first + 4000)])
     return torch.randn(2, 2000, model.z_dim, generator=torch.Generator().manual_seed(0))
 
 

@@ -207,7 +207,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--generate", "--weights", "foreign/last.pth"], "not saved by vae.py"),
         (["--generate", "--weights", "texts/a.txt"], "cannot be read"),
         (["--generate", "--weights", "nowhere.pth"], "No such file"),
-        (["--device", "gpu"], "choose from {auto,cuda,mps,cpu}"),
+        (["--device", "gpu"], "choose from auto, cuda, mps, cpu"),
         (["--device", "cuda"], "has no cuda"),
     ],
 )
