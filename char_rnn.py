@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import common
 from plumbing import files, ranks, run_folder, texts
@@ -43,7 +43,8 @@ WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3, data="tinyshakespeare, shakespeare, python")
+    names = "tinyshakespeare, shakespeare, python"
+    p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3, data=names, makes="text")
     add = p.group("data")
     encoding_help = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
     add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding_help)
@@ -63,7 +64,6 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     stopping_help = "stop after so many measurements without a new best; 0: never"
     add("--early-stopping", type=common.number(int, 0), default=0, help=stopping_help)
     add = p.group("trained weights")
-    add("--generate", action="store_true", help="do not train: generate from trained weights")
     start_help = r"what --generate goes on from; \n is a line break (the default) where no \ is known"
     add("--start", help=start_help)
     add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
@@ -75,8 +75,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--top-p", type=common.number(float, 0, above=True, below=1), help=top_p_help)
     add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
     for_generate = ("start", "n_chars", "n_samples", "temperature", "top_k", "top_p")
-    used_in = dict.fromkeys(for_generate, ("generate",)) | {"early_stopping": ("train",)}
-    return common.parse_args(p, argv, used_in)
+    return common.parse_args(p, argv, early_stopping=("train",), **dict.fromkeys(for_generate, ("generate",)))
 
 
 def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
@@ -415,33 +414,27 @@ def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, cha
     return start_sequence + "".join(idx_to_char[i] for (i,) in itertools.islice(drawn, n_chars - len(start_sequence)))
 
 
+@common.builder
 def build(numbers: dict) -> MultilayerGRU:
     """The model that the flags describe, or that a weights file describes and holds."""
-    try:
-        V = len(numbers["chars"])
-        model = MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
-        if "state_dict" in numbers:
-            model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        common.no_model(error)
-    return model
+    V = len(numbers["chars"])
+    return MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     """Mean −log p, in nats, of each of ids[1:] given all characters before it, without dropout.
 
     A long text is cut into at most 64 streams that run side by side. Each begins `warm` characters early, to have a
     hidden state when its part comes; on tiny Shakespeare the result is that of one long stream to 2e-7 nats.
     """
-    n, device, training = len(ids) - 1, model.W_hy.device, model.training
+    n, device = len(ids) - 1, model.W_hy.device
     n_streams = max(1, min(64, n // (4 * warm)))
     length = math.ceil(n / n_streams)
     own = torch.arange(n_streams)[:, None] * length  # (K, 1): the position of the first target that is stream k's own
     end = (own + length).clamp(max=n)
     start = (own - warm).clamp(min=0)
     total, hidden = 0.0, None
-    model.eval()
     for done in range(0, int((end - start).max()), 128):
         position = start + done + torch.arange(128)  # (K, 128)
         scored = ((own <= position) & (position < end)).to(device)
@@ -449,27 +442,19 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
         logits, hidden = model(ids[position].to(device).long(), hidden)
         targets = ids[position + 1].to(device).long()
         total += F.cross_entropy(logits.float()[scored], targets[scored], reduction="sum").item()
-    model.train(training)
     return total / n
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> float:
     """The same in windows that begin with nothing read, one after the other, as models with a context are measured."""
     length = min(length, len(ids) - 1)
-    n, device, training = (len(ids) - 1) // length, model.W_hy.device, model.training
+    n, device = (len(ids) - 1) // length, model.W_hy.device
     x, y = (part[: n * length].view(n, length).to(device).long() for part in (ids[:-1], ids[1:]))
-    model.eval()
     total, parts = 0.0, zip(x.split(64), y.split(64), strict=True)
     for part, truth in files.progress(parts, "windows", math.ceil(n / 64)):
         total += F.cross_entropy(model(part)[0].flatten(0, 1).float(), truth.flatten(), reduction="sum").item()
-    model.train(training)
     return total / y.numel()
-
-
-def out_of_patience(args: Namespace, state: dict) -> bool:
-    """--early-stopping."""
-    return 0 < args.early_stopping <= state["waited"]
 
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
@@ -487,10 +472,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     averaged = copy.deepcopy(model)
     best = copy.deepcopy(model)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
-    if args.lr_schedule == "cosine":
-        schedule = LambdaLR(optimizer, lambda done: common.cosine(done + 1, args.steps, WARMUP))
-    else:
-        schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # steps where --lr-schedule asks for it
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{n_layers}x{h_dim}"
@@ -500,11 +482,11 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
     if run.finished():
         return run
-    if out_of_patience(args, state):
-        if run.evaluated:
-            print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
-            return run
-        run.end_early()
+    patience = args.early_stopping or math.inf
+    run.ending = state["waited"] >= patience
+    if run.ending and run.evaluated:
+        print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
+        return run
     if args.lr_schedule == "cosine":
         state.plan(args.steps)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
@@ -513,6 +495,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     for step in run.steps():
         x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
         x, y = ranks.share(x), ranks.share(y)
+        if args.lr_schedule == "cosine":
+            optimizer.param_groups[0]["lr"] = common.cosine(step, args.steps, WARMUP, args.lr)
         hidden = None if first else ranks.share(state["hidden"].to(device))
         with autocast:
             logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
@@ -523,8 +507,6 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         optimizer.step()
         common.average(averaged, model, args.ema, step)
         state["hidden"] = ranks.gathered(hidden.detach())  # truncated: the next step's gradient ends here
-        if args.lr_schedule == "cosine":
-            schedule.step()
 
         run.add("train", nats=loss)
         measure_now = run.due(args.eval_every)
@@ -544,9 +526,9 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         if run.due(args.sample_every):
             sample = generate_from_model(averaged, text.chars[0], 500, char_maps(text.chars), T=0.8)
             run.save_text("samples", sample)
-        if out_of_patience(args, state):
+        if state["waited"] >= patience:
             files.say(f"stopped early at step {step}: {state['waited']} measurements without a new best")
-            run.end_early()
+            run.ending = True
     shown, _ = run.weights["char_rnn.pth"]
     nats = evaluate(shown, text.test)  # in float32
     results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}

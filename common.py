@@ -12,7 +12,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ FREE = ("run", "trained weights")  # groups of flags that say when things happen
 
 def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=100, sample_every=1000, **said) -> Parser:
     """A parser with the flags that every script spells the same way; the numbers are their defaults. said: of the help,
-    what stands for --data's names and for what --lr is."""
+    what stands for --data's names and for what --lr is; makes: what --generate makes, if there is that flag."""
     p = Parser(doc)
     for title in ("data", "model", "optimisation"):  # the order in which --help shows them
         p.group(title)
@@ -59,13 +59,17 @@ def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=10
     add = p.group("trained weights")
     weights_help = "file or run folder to use (default: the newest run that fits) or to begin a training with"
     add("--weights", help=weights_help)
+    if "makes" in said:
+        add("--generate", action="store_true", help=f"do not train: make {said['makes']} with trained weights")
+    if said.get("makes") == "images":
+        add("--n", type=number(int, 1), default=64, help="images that --generate makes")
     return p
 
 
-def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, ...]]) -> argparse.Namespace:
+def parse_args(p: Parser, argv: list[str] | None, **used_in: tuple[str, ...]) -> argparse.Namespace:
     """p.parse_args, with --bf16 resolved for this machine.
 
-    used_in: where alone a flag does something, "train" or verbs such as "generate"; elsewhere it is refused.
+    used_in: by flag where alone it does something, "train" or verbs such as "generate"; elsewhere it is refused.
     Besides the flags the result holds `given`, those that really stand on the command line, `science`, the names of
     those that decide what is learned, `largest`, the one to blame when memory does not suffice, and `training`.
     """
@@ -78,7 +82,7 @@ def parse_args(p: Parser, argv: list[str] | None, used_in: dict[str, tuple[str, 
     for action in p._actions:
         action.default = argparse.SUPPRESS
     given = vars(p.parse_args(argv))
-    training = flags.modes(p, given, used_in) == {"train"}
+    training = flags.modes(p, given, used_in | {"n": ("generate",)}) == {"train"}
     args.bf16 = hardware.bf16(args.device, args.bf16)
     return argparse.Namespace(**vars(args), given=given, science=science, largest=to_blame, training=training)
 
@@ -187,6 +191,37 @@ def no_model(error: Exception) -> NoReturn:
         fail(f"{other_code} (there is no {error})")
     misfit = first_misfit(error)
     fail(f"{other_code} ({misfit})" if misfit else error)
+
+
+def builder(make: Callable) -> Callable:
+    """Decorates a script's build(numbers): into the network that it makes go the weights, if numbers hold some."""
+
+    @wraps(make)
+    def build(numbers: dict, *kind) -> nn.Module:
+        try:
+            model = make(numbers, *kind)
+            if "state_dict" in numbers:
+                model.load_state_dict(numbers["state_dict"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            no_model(error)
+        return model.to(memory_format=torch.channels_last)
+
+    return build
+
+
+def in_eval_mode(function: Callable) -> Callable:
+    """Decorates what only looks at its first argument, a network: without gradients, in eval mode; then as it was."""
+
+    @wraps(function)
+    def looking(net: nn.Module, *args, **kwargs):
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            seen = function(net, *args, **kwargs)
+        net.train(training)
+        return seen
+
+    return looking
 
 
 def first_misfit(error: Exception) -> str:

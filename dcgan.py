@@ -45,7 +45,7 @@ SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm") 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     lr_help = "of both networks (default: 0.004 for grey images, 0.001 for colour; the paper: 0.0002)"
-    p = common.parser(__doc__, steps=20000, batch_size=128, lr=None, lr_help=lr_help)
+    p = common.parser(__doc__, steps=20000, batch_size=128, lr=None, lr_help=lr_help, makes="images")
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
     width_help = "channels next to the image, twice as many at each halving (default: 64, for grey 16)"
@@ -70,13 +70,11 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--flip", action=BooleanOptionalAction, help="mirror half of the training images (default: those in colour)")
     add("--beta1", type=real, default=0.0, help="Adam's β₁; in the paper 0.5")
     add = p.group("trained weights")
-    add("--generate", action="store_true", help="do not train: generate from trained weights")
-    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
     k_help = "do not train: draw K steps (8) from z to z, straight and along the sphere, and beyond"
     add("--interpolate", type=common.number(int, 1, below=1001), nargs="?", const=8, metavar="K", help=k_help)
     add("--eval", action="store_true", help="do not train: measure the samples of a run")
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
-    return common.parse_args(p, argv, {"n": ("generate",)})
+    return common.parse_args(p, argv)
 
 
 def start_small(m: nn.Module) -> None:
@@ -286,30 +284,20 @@ def save_checkpoint(gen_model, dsc_losses, gen_losses, checkpoint_file) -> bool:
     return True
 
 
+@common.builder
 def build(numbers: dict, kind: type = Generator) -> Generator | Discriminator:
     """The network that the flags describe, or that a weights file describes and holds."""
-    try:
-        latent_dim, h, channels, size, spectral_norm = (numbers[k] for k in SHAPE)
-        widths = stages(size, h)
-        if kind is Generator:
-            model = Generator(latent_dim, size >> len(widths), channels, widths)
-        else:
-            model = Discriminator((channels, size, size), widths[::-1], spectral_norm)
-        if "state_dict" in numbers:
-            model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        common.no_model(error)
-    return model.to(memory_format=torch.channels_last)
+    latent_dim, h, channels, size, spectral_norm = (numbers[k] for k in SHAPE)
+    widths = stages(size, h)
+    if kind is Discriminator:
+        return Discriminator((channels, size, size), widths[::-1], spectral_norm)
+    return Generator(latent_dim, size >> len(widths), channels, widths)
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def show(G: Generator, z: Tensor) -> Tensor:
     """Images (B, C, S, S) in [0, 1], with the statistics that BatchNorm has gathered."""
-    training = G.training
-    G.eval()
-    x = torch.cat([G(part) for part in z.to(next(G.parameters()).device).split(64)])
-    G.train(training)
-    return (x + 1) / 2
+    return (torch.cat([G(part) for part in z.to(next(G.parameters()).device).split(64)]) + 1) / 2
 
 
 def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
@@ -361,15 +349,6 @@ def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
     lenet.warn_if_collapsed(run, seen)
 
 
-def read_best(run: run_folder.Run, path: Path) -> dict[str, object]:
-    """The best generator of this run so far; nothing where there is none."""
-    if not run.step or not path.exists():
-        return {}
-    best = common.load(path, ("dcgan",), "trained_on")
-    same = all(best.get("flags", {}).get(k) == v for k, v in run.flags.items())
-    return best if same else {}  # else it is of a run that was killed before its first save
-
-
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
     import fid
 
@@ -415,7 +394,6 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     judges = fid.judges(data, args.data_dir, device, "train")  # training images choose, held-out ones report
     distance = "fid" if "fid" in judges else "fd_lenet"
     best_file = run.folder / f"best_{distance}.pth"
-    best = read_best(run, best_file)
     pixels = common.to_device(data.train, device)
     spread_of_data = spread_of(data)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
@@ -449,18 +427,18 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
             warn_if_collapsed(run, seen)
-            if seen.get(distance, math.inf) < best.get(f"train_{distance}", math.inf):
-                best = {**numbers, "step": step, f"train_{distance}": seen[distance], "flags": run.flags}
-                run.save_weights(best_file.name, shown_G, best)
+            least = min((row[distance] for row in run.rows if distance in row), default=math.inf)
+            if seen.get(distance, math.inf) < least:
+                run.save_weights(best_file.name, shown_G, numbers | {f"train_{distance}": seen[distance]})
         if logged or sampled:
             run.log()
     judges = fid.judges(data, args.data_dir, device)
     seen = measure(shown_G, judges, spread_of_data)
     report = fid.report(seen, partial(draw, shown_G), data, args, run.folder / "generator.pth")
     results = {"train_minutes": run.seconds / 60, **report}
-    if best:
-        best_G = build(common.load(best_file, ("dcgan",), "trained_on")).to(device)
-        results["best_step"] = best["step"]
+    if best_file.exists():
+        best = common.load(best_file, ("dcgan",), "trained_on")
+        best_G, results["best_step"] = build(best).to(device), best["step"]
         results |= {f"best_{k}": v for k, v in fid.measured(partial(draw, best_G), judges).items() if k == distance}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
     return run

@@ -36,7 +36,7 @@ from plumbing import files, images, lenet, plots, ranks, run_folder
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     # Ten epochs of MNIST, logged every seventh of one, sampled every second one.
-    p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3, log_every=67, sample_every=938)
+    p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3, log_every=67, sample_every=938, makes="images")
     add = p.group("model")
     add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
@@ -46,10 +46,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     average_help = "decay of G's averaged weights, which hold at most a tenth of the steps so far; 0 is none"
     add("--ema", type=common.number(float, 0, below=1), default=0.999, help=average_help)
     add = p.group("trained weights")
-    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: measure the samples of a run")
-    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    return common.parse_args(p, argv, {"n": ("generate",)})
+    return common.parse_args(p, argv)
 
 
 def _seed(seed: int | None) -> None:
@@ -169,24 +167,16 @@ GENERATORS = {"dense": generator, "conv": build_dc_generator}  # by --arch
 DISCRIMINATORS = {"dense": discriminator, "conv": build_dc_classifier}
 
 
+@common.builder
 def build(numbers: dict) -> nn.Sequential:
     """The generator that the flags describe, or that a weights file describes and holds."""
-    try:
-        G = GENERATORS[numbers["arch"]](numbers["noise_dim"])
-        if "state_dict" in numbers:
-            G.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        common.no_model(error)
-    return G.to(memory_format=torch.channels_last)
+    return GENERATORS[numbers["arch"]](numbers["noise_dim"])
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def sample(G: nn.Sequential, z: Tensor) -> Tensor:
     """Images (B, 1, 28, 28) in [0, 1], with the statistics that BatchNorm has gathered."""
-    training = G.training
-    x = G.eval()(z.to(next(G.parameters()).device)).float()
-    G.train(training)
-    return (x.view(-1, 1, 28, 28) + 1) / 2
+    return (G(z.to(next(G.parameters()).device)).float().view(-1, 1, 28, 28) + 1) / 2
 
 
 def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:

@@ -23,7 +23,6 @@ AMD EPYC; 60.5%, 51.5% after --steps 1250 --warmup 100, 3.2 epochs, 30 minutes.
 import hashlib
 import math
 from argparse import Namespace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--eval", action="store_true", help="do not train: evaluate a run")
     add("--features", metavar="FILE.npz", help="do not train: write h of the images of --data, not normalised")
     add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
-    return common.parse_args(p, argv, {"labels": ("train", "eval")})
+    return common.parse_args(p, argv, labels=("train", "eval"))
 
 
 # Augmentation (section 3, strength 0.5 and no blur as in appendix B.9), on whole batches, with parameters of its own
@@ -191,15 +190,10 @@ class Model(nn.Module):
         return F.normalize(h.float(), dim=1), F.normalize(self.g(h).float(), dim=1)
 
 
+@common.builder
 def build(numbers: dict) -> Model:
     """The model that the flags describe, or that a weights file describes and holds."""
-    try:
-        model = Model(numbers["feature_dim"], numbers["encoder"])
-        if "state_dict" in numbers:
-            model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        common.no_model(error)
-    return model.to(memory_format=torch.channels_last)
+    return Model(numbers["feature_dim"], numbers["encoder"])
 
 
 def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
@@ -252,16 +246,14 @@ def whole(x: Tensor, numbers: dict, device: torch.device) -> Tensor:
     return normalise(floats(x.to(device)), numbers)
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16: bool) -> Tensor:
     """h = f(x) (N, width) of uint8 images, float32, not normalised (Model and Encoder do that), in eval mode."""
-    training, out = f.training, []
+    out = []
     n = max(1, 250 * 32**2 // x.shape[-1] ** 2)
-    f.eval()
     for part in files.progress(x.split(n), "features", math.ceil(len(x) / n)):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out.append(f(whole(part, numbers, device)).float())
-    f.train(training)
     return torch.cat(out)
 
 
@@ -360,11 +352,8 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     before = fingerprint(model.f)
     h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
-    if find_spec("matplotlib") and find_spec("sklearn") and len(test_h) > 4:
-        shown = F.normalize(test_h[:2000], dim=1).cpu().numpy()
-        plots.codes(
-            shown, data.test_labels[:2000], data.classes, f"h of {len(shown):,} test images", folder / "features.png"
-        )
+    shown, title = F.normalize(test_h[:2000], dim=1).cpu().numpy(), "h of 2,000 test images at most"
+    plots.codes(shown, data.test_labels[:2000], data.classes, title, folder / "features.png")
     results = {"test_images": len(data.test), "encoder_sha256": before}
     if data.train_labels.max() < 1:
         print("there is one class only: no accuracy can be measured")
@@ -492,18 +481,16 @@ def use(args: Namespace, device: torch.device) -> None:
     missing = {"mean", "std", "image_size"} - numbers.keys()
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
-    model = build(numbers).to(device)
+    model, folder = build(numbers).to(device), common.output_folder(args, path)
     if args.features is not None:
-        source, folder = args.data or numbers["data"], common.output_folder(args, path) if args.out else None
-        shape = numbers["image_size"], channels_seen(numbers)
         h = lambda x: {"features": represent(model.f, x, numbers, device, args.bf16)}
-        described.write(args.features, folder, source, args.data_dir, *shape, h)
+        described.write(args.features, folder, args, numbers, channels_seen(numbers), h)
     if args.eval:
-        data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
+        data, folder = data_to_judge(numbers, folder, args)
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
-        export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
+        export_encoder(model.cpu().eval(), numbers, folder)
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

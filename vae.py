@@ -20,11 +20,11 @@ at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; of grey
 -105.1, -99.6, 108 (one seed).
 """
 
+import copy
 import math
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ SHAPE = ("arch", "latent_dim", "image_size", "likelihood", "width")  # what weig
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=20000, batch_size=64, lr=3e-3)
+    p = common.parser(__doc__, steps=20000, batch_size=64, lr=3e-3, makes="images")
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=10, help="dimensions of z")
     add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network")
@@ -60,15 +60,13 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     samples_help = "importance samples for log p(x) of every held-out image (default: 128, of the first 1,000)"
     p.group("run")("--samples", type=common.number(int, 1), help=samples_help)
     add = p.group("trained weights")
-    add("--generate", action="store_true", help="do not train: generate from trained weights")
     add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
     between_help = "do not train: draw interpolation.png, between two image files or held-out images"
     add("--interpolate", nargs="*", metavar="FILE", help=between_help)
     codes_help = "do not train: write mu, log_sigma2 and the ELBO of each image of --data"
     add("--encode", metavar="FILE.npz", help=codes_help)
     add("--export", action="store_true", help="do not train: write TorchScript and torch.export files")
-    add("--n", type=common.number(int, 1), default=64, help="images that --generate draws")
-    return common.parse_args(p, argv, {"n": ("generate",), "samples": ("train", "eval")})
+    return common.parse_args(p, argv, samples=("train", "eval"))
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -79,30 +77,21 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
-def check_width(channels: int) -> None:
-    if channels < 8 or channels % 8:
-        raise ValueError(f"the four stages have 1/8, 1/4, 1/2 and all of the channels: 8 must divide {channels}")
-
-
 class EncoderCNN(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm.
-
-    Raises ValueError for out_channels that 8 does not divide.
-    """
+    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        check_width(out_channels)
 
         def stage(i: int, o: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
 
-        c = out_channels
+        eighth, quarter, half = (max(1, out_channels // k) for k in (8, 4, 2))
         self.cnn = nn.Sequential(
-            stage(in_channels, c // 8),  # (B, C/8, H/2, W/2)
-            stage(c // 8, c // 4),
-            stage(c // 4, c // 2),
-            stage(c // 2, c),  # (B, C, H/16, W/16)
+            stage(in_channels, eighth),  # (B, out_channels/8, H/2, W/2)
+            stage(eighth, quarter),
+            stage(quarter, half),
+            stage(half, out_channels),  # (B, out_channels, H/16, W/16)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,17 +103,16 @@ class DecoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        check_width(in_channels)
 
         def stage(i: int, o: int) -> nn.Module:
             return nn.Sequential(ConvTranspose2d(i, o, 4, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
 
-        c = in_channels
+        half, quarter, eighth = (max(1, in_channels // k) for k in (2, 4, 8))
         self.cnn = nn.Sequential(
-            stage(c, c // 2),  # (B, C/2, H/8, W/8)
-            stage(c // 2, c // 4),
-            stage(c // 4, c // 8),
-            ConvTranspose2d(c // 8, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
+            stage(in_channels, half),  # (B, in_channels/2, H/8, W/8)
+            stage(half, quarter),
+            stage(quarter, eighth),
+            ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -144,12 +132,8 @@ def place(net: nn.Module) -> dict:
 
 @torch.no_grad()
 def output_shape(net: nn.Module, in_size) -> tuple[int, ...]:
-    """Of one input of this shape; the net stays as it is, BatchNorm's statistics included."""
-    training = {m: m.training for m in net.modules()}
-    shape = net.eval()(torch.zeros(1, *in_size, **place(net))).shape[1:]
-    for m, was in training.items():
-        m.training = was
-    return tuple(shape)
+    """Of one input of this shape, by a copy: the net stays as it is, BatchNorm's statistics included."""
+    return tuple(copy.deepcopy(net).eval()(torch.zeros(1, *in_size, **place(net))).shape[1:])
 
 
 class VAE(nn.Module):
@@ -197,14 +181,10 @@ class VAE(nn.Module):
         """The mean of p(x|z), (B, C, H, W) in the range of the images."""
         return self.output(full(self.decoder(z)))
 
+    @common.in_eval_mode
     def sample(self, n: int) -> Tensor:
         """n images decoded from z ~ N(0, I), on the CPU, with the statistics that BatchNorm has gathered."""
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            x = self.decode(torch.randn(n, self.z_dim, **place(self))).cpu()
-        self.train(training)
-        return x
+        return self.decode(torch.randn(n, self.z_dim, **place(self))).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction, μ, log σ²); with logits the reconstruction stops before the output activation."""
@@ -267,7 +247,7 @@ class TsinghuaVAE(VAE):
 def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 192) -> VAE:
     """A VAE by name. width: channels next to z, or units of mlp; tsinghua has its own.
 
-    Raises ValueError for images or a width that the architecture cannot take.
+    Raises ValueError for images that the architecture cannot take.
     """
     in_size = (channels, image_size, image_size)
     if arch == "tsinghua":
@@ -343,16 +323,13 @@ def draw(model: VAE, n: int, seed: int) -> Iterator[Tensor]:
     return common.drawn(lambda k: visible(model, model.sample(k)), n, seed)
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
     """Mean loss, rec and kl over uint8 images, in eval mode, with the same noise each time."""
-    training = model.training
-    model.eval()
     torch.manual_seed(0)
     sums = 0
     for batch in files.progress(x.split(500), "ELBO", math.ceil(len(x) / 500)):
         sums += len(batch) * torch.stack(objective(model, scale(model, batch), model.likelihood, model.x_sigma2, beta))
-    model.train(training)
     return dict(zip(("loss", "rec", "kl"), (sums / len(x)).tolist(), strict=True))
 
 
@@ -406,7 +383,7 @@ def active_units(model: VAE, x: Tensor) -> int:
     return int((kl > 0.01).sum())
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def reconstructions(model: VAE, x: Tensor) -> tuple[Tensor, int]:
     """(a grid's images in [0, 1], its columns): rows of originals, each over the row of what is decoded from its μ."""
     columns = min(8, len(x))
@@ -448,8 +425,6 @@ def draw_latent(model: VAE, data: images.ImageData, folder: Path) -> None:
         return visible(model, model.decode(z.to(next(model.parameters()).device)))
 
     latent.write(folder / "latent.html", decode, mu, x / 255, labels, data.classes, f"Latent space of {data.name}")
-    if not (find_spec("matplotlib") and find_spec("sklearn") and len(x) > 4):
-        return
     manifold = None
     if model.z_dim == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
         q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
@@ -481,29 +456,13 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     return results | fid.report(fid.measured(samples, judges), samples, data, args, path)
 
 
-class Reconstruction(nn.Module):
-    """x -> (decode(μ), μ, log σ²): what --export writes."""
-
-    def __init__(self, model: VAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mu, log_sigma2 = self.model.posterior(x)
-        return self.model.decode(mu), mu, log_sigma2
-
-
+@common.builder
 def build(numbers: dict) -> VAE:
     """The model that the flags describe, or that a weights file describes and holds."""
     numbers = OLDER | numbers
-    try:
-        model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
-        model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"], numbers["binarize"])
-        if "state_dict" in numbers:
-            model.load_state_dict(numbers["state_dict"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        common.no_model(error)
-    return model.to(memory_format=torch.channels_last)
+    model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
+    model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"], numbers["binarize"])
+    return model
 
 
 @torch.no_grad()
@@ -561,13 +520,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     if not begun:
         start_well(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
-    variant = f"vae-{data.name}-{arch}-z{latent_dim}"
-    if args.beta != 1:
-        variant += f"-beta{args.beta:g}"
-    if likelihood == "gaussian":
-        variant += f"-sigma{args.x_sigma2:g}"
-    if args.binarize:
-        variant += "-binary"
+    variant = f"vae-{data.name}-{arch}-z{latent_dim}" + f"-beta{args.beta:g}" * (args.beta != 1)
+    variant += f"-sigma{args.x_sigma2:g}" * (likelihood == "gaussian") + "-binary" * args.binarize
     state = run_folder.State(steps=args.steps)
     objects = {"model": model, "optimizer": optimizer, "state": state}
     run = run_folder.Run(args, variant, data, objects, {"vae.pth": (model, numbers)})
@@ -597,11 +551,9 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
                 run.add("test", **evaluate(model, data.test[:500], beta))
             run.log()
         if run.pictured(args.sample_every):
-            model.eval()
             torch.manual_seed(0)
             run.save_grid("samples", visible(model, model.sample(64)))
             run.save_grid("reconstructions", *reconstructions(model, data.test), pairs=True)
-            model.train()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
@@ -618,9 +570,7 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.generate:
         common.save_generated(draw(model, args.n, args.seed), args.n, folder)
     if args.encode is not None:
-        source, beside = args.data or numbers["data"], folder if args.out else None
-        shape = numbers["image_size"], numbers["channels"]
-        described.write(args.encode, beside, source, args.data_dir, *shape, partial(codes, model))
+        described.write(args.encode, folder, args, numbers, numbers["channels"], partial(codes, model))
     if args.eval or args.interpolate == []:
         data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:
@@ -638,10 +588,15 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.export:
         from plumbing.export import export
 
+        def at_the_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            mu, log_sigma2 = model.posterior(x)
+            return mu, mu, log_sigma2
+
+        model.encode = at_the_mean  # z = μ
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
         low = 0 if model.likelihood == "bernoulli" else -1
         ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
-        export(Reconstruction(model.cpu()), x, folder / "VAE_model.pth", ranges)
+        export(model.cpu(), x, folder / "VAE_model.pth", ranges)
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

@@ -1,5 +1,6 @@
 """What a trained network says of every image of a set, as one .npz file."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,18 +12,18 @@ from plumbing import files, images, pixels
 
 
 @torch.no_grad()
-def write(
-    out: str, folder: Path | None, source: str, data_dir: str, size: int, channels: int, describe: Callable
-) -> None:
-    """Write what describe(uint8 images (n, channels, size, size)) says, a dictionary of tensors (n, ...) for each
-    batch, with `labels` and the files' `names`.
+def write(out: str, folder: Path, args: Namespace, numbers: dict, channels: int, describe: Callable) -> None:
+    """Write what describe(uint8 images (n, channels, S, S)) says of --data's, or those that the network was trained on,
+    a dictionary of tensors (n, ...) for each batch, with `labels` and the files' `names`.
 
-    out: a new file.npz, in `folder` unless it names another. Ends the program where something cannot be had or written.
+    out: a new file.npz; with --out in `folder`, unless it names another. numbers: of the weights file. Ends the program
+    where something cannot be had or written.
     """
+    source = args.data or numbers["data"]
     try:
-        path = files.new_npz(out, folder)
+        path = files.new_npz(out, folder if args.out else None)
         found, labels, names, in_colour = {}, [], [], False
-        for x, some_labels, some_names in images.labelled(source, data_dir, size):
+        for x, some_labels, some_names in images.labelled(source, args.data_dir, numbers["image_size"]):
             in_colour |= x.shape[1] > channels
             for key, value in describe(pixels.with_channels(x, channels)).items():
                 found.setdefault(key, []).append(value.cpu().numpy())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,12 @@ def scatter(axes, points: np.ndarray, labels: Tensor, classes: Sequence[str] = (
 def codes(
     points: np.ndarray, labels: Tensor, classes: Sequence[str], title: str, path: Path, manifold: Tensor | None = None
 ) -> None:
-    """Points (N, D) by class (N,): their t-SNE or, beside `manifold` (C, H, W), themselves, D being 2."""
+    """Points (N, D) by class (N,): their t-SNE or, beside `manifold` (C, H, W), themselves, D being 2.
+
+    Nothing where a library is missing, or for less than five.
+    """
+    if not (find_spec("matplotlib") and find_spec("sklearn") and len(points) > 4):
+        return
     from matplotlib.figure import Figure
 
     if manifold is None:

@@ -127,7 +127,7 @@ class Run:
         self.flags = self._resolved_flags(str(data))
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
         self.saved = None  # the step of the last checkpoint
-        self.ending = False
+        self.ending = False  # whether no step follows
         self.bar = self.events = None
         self.levels: dict[str, float] = {}  # of terms, for curves.png
         self.cards: dict[str, list[str]] = {}  # TensorBoard's: of a term the curves of all splits
@@ -323,10 +323,6 @@ class Run:
     def due(self, every: int) -> bool:
         """Whether what is done every so many steps is done now: it is after the last step, too."""
         return self.step % every == 0 or self.step == self.args.steps
-
-    def end_early(self) -> None:
-        """No step follows this one, which is saved."""
-        self.ending = True
 
     def add(self, split: str, **terms: torch.Tensor | float) -> None:
         """Add one step's values to the averages of the next row; tensors stay on their device until then."""

@@ -210,8 +210,9 @@ def test_the_best_generator_outlives_worse_ones(monkeypatch):
     dcgan.main([*argv, "--steps", "1", "--seed", "1", "--sample-every", "9", "--save-every", "1", "--fresh"])
     assert best() == [1, 8.0]
     run = torch.load("run/best_fd_lenet.pth", weights_only=True)
-    torch.save(run | {"train_fd_lenet": 0.5, "flags": {}}, "run/best_fd_lenet.pth")
-    dcgan.main([*argv, "--steps", "2", "--seed", "1"])
+    torch.save(run | {"train_fd_lenet": 0.5}, "run/best_fd_lenet.pth")
+    Path("run/last.pth").unlink()  # as if the run that it is of had been killed before its first save
+    dcgan.main([*argv, "--steps", "2", "--seed", "1", "--sample-every", "9"])
     assert best() == [2, 8.5]
 
 

@@ -131,9 +131,7 @@ USED = {  # flag: its value, and where it is used
 def test_every_flag_in_every_mode_is_used_or_refused(script, capsys):
     parser_flags, tried = set(vars(script.get_args([]))), 0
     group = (
-        parser_flags
-        - set(vars(common.parse_args(common.parser("", 1, 1, 1.0), [], {})))
-        - set(script.get_args([]).science)
+        parser_flags - set(vars(common.parse_args(common.parser("", 1, 1, 1.0), []))) - set(script.get_args([]).science)
     )
     verbs = VERBS[script]
     assert {flag.replace("-", "_") for flag in USED} | set(verbs) >= group, "a flag that no line of the table knows"
