@@ -450,7 +450,7 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
     rows = []
     for z1, z2 in z.split(2):
         rows += [between(z1, z2, k, spherical=False), between(z1, z2, k, spherical=True)]
-    labels = tuple(f"{i / k:.3g}" for i in range(-2, k + 3))
+    labels = tuple(f"{i / k:.4g}" for i in range(-2, k + 3))
     common.save_grid(show(G, torch.cat(rows)), path, k + 5, set_off=(1, k + 2), pairs=True, labels=labels)
     print(f"{path}: each pair of z on a line and, below it, on the sphere")
 

@@ -402,7 +402,7 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
     for x1, x2, z1, z2 in zip(x, x[1:], mu, mu[1:], strict=False):
         rows += [x1[None], model.decode(z1 + i * (z2 - z1)), x2[None]]
     if rows:
-        labels = ("x1", *(f"{t:.3g}" for t in i[:, 0].tolist()), "x2")
+        labels = ("x1", *(f"{t:.4g}" for t in i[:, 0].tolist()), "x2")
         common.save_grid(visible(model, torch.cat(rows)), path, k + 7, set_off=(0, 2, k + 3, k + 5), labels=labels)
 
 

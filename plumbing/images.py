@@ -104,7 +104,8 @@ def from_files(paths: list[str], channels: int, size: int) -> torch.Tensor:
     """uint8 (N, channels, size, size) of image files. Ends the program with one line for a file that is none."""
     decoded = [pixels.decode(Path(path), "L" if channels == 1 else "RGB", size, pixels.White()) for path in paths]
     if None in decoded:
-        fail(f"{paths[decoded.index(None)]} cannot be read as an image")
+        bad = paths[decoded.index(None)]
+        fail(f"{bad} cannot be read as an image" if Path(bad).exists() else f"there is no file {bad}")
     return torch.from_numpy(np.stack([one.pixels for one in decoded])).permute(0, 3, 1, 2)
 
 
@@ -162,9 +163,10 @@ def _torchvision(name: str, root: Path) -> dict[str, torch.utils.data.Dataset]:
     there = f"{name} is not in {root}/"
     if "not found" not in str(errors[0]):
         there = f"{name} in {root}/ is damaged ({errors[0]}): delete it there"
+    reason = re.search(r"<urlopen error (.*?)>", str(errors[1]))  # in the middle of a list of addresses
     raise DataError(
-        f"{there}; its download failed ({errors[1]}); get it where there is a network and put it into {root}/: "
-        f"{BY_HAND[name]}"
+        f"{there}; its download failed ({reason[1] if reason else errors[1]}); get it where there is a network and put "
+        f"it into {root}/: {BY_HAND[name]}"
     )
 
 

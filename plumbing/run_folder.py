@@ -39,7 +39,7 @@ MEANING = {  # of results, the first ones first: unit, and which way is better
     "log_px": "log p(x) at least {:.2f} nats, the higher the better",
     "fid": "FID {:.3g}, the lower the better",
     "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; the log of the number of classes where all come alike",
+    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
     "spread": "spread {:.2f}: how much samples differ, 1 as much as images do",
     "nats": "{:.4f} nats a held-out character, the lower the better",
     "bits": "{:.4f} bits a held-out character",
@@ -149,7 +149,8 @@ class Run:
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
             fail(f"the run folder cannot be written: {error}; name another with --out")
         print(f"data: {data}{data.note}\nparameters: {parameters}")
-        print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done")
+        every = f"; a line every {args.log_every}" if self.step < args.steps else ""
+        print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done{every}")
         if args.device == "cuda" and not args.deterministic:
             print("on a GPU gradients are added in any order, so that runs differ by rounding; --deterministic takes")
             print("slower kernels, with which they do not")
@@ -400,7 +401,7 @@ def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, floa
 def _pictures(folder: Path) -> list[Path]:
     """Those of the run, and of those that were made on the way the last."""
     on_the_way = [sorted(inside.glob("*.png"))[-1:] for inside in (folder / "samples", folder / "reconstructions")]
-    return sorted([*folder.glob("*.png"), *folder.glob("*.webp")]) + sum(on_the_way, [])
+    return sorted(path for kind in ("png", "webp", "html") for path in folder.glob(f"*.{kind}")) + sum(on_the_way, [])
 
 
 def finish(
@@ -418,10 +419,10 @@ def finish(
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
-    on = f"trained and measured on {data}"
+    on = f"step {step}, trained and measured on {data}"
     if not data.startswith(measured_on):
         results["measured_on"] = measured_on
-        on = f"trained on {data}, measured on {measured_on}"
+        on = f"step {step}, trained on {data}, measured on {measured_on}"
     write_json(path, results, files.show)
     pictures.film(folder)
     for picture in _pictures(folder):

@@ -309,7 +309,8 @@ def homework() -> None:
     """Runs runs/z3, beta1, z100: the six curves of each, and the grids that the run left."""
     figure, axes = panels(6, 3, (13, 22))
     for column_of_axes, run in zip(axes.T, ("z3", "beta1", "z100"), strict=True):
-        flags, folder = results(run)["flags"], Path("runs", run)
+        folder = Path("runs", run)
+        flags = json.loads((folder / "config.json").read_text())["flags"]
         for ax, key in zip(column_of_axes, ("loss", "rec", "kl"), strict=False):
             for split in ("train", "test"):
                 ax.plot(*column(run, split, key), label=split)

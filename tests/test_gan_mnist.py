@@ -102,9 +102,8 @@ def test_a_gan_from_start_to_samples(capsys, monkeypatch):
     monkeypatch.setattr(fid, "SAMPLES", 1000)
     gan_mnist.main([*TINY_GAN, "--steps", "8", "--sample-every", "8"])
     folder, found = Path("runs/gan_mnist-digits-gan-dense"), capsys.readouterr()
-    assert found.out.splitlines()[-1].startswith(
-        f"{folder}: trained and measured on digits (1618 + 179 images of (1, 28"
-    )
+    end = f"{folder}: step 8, trained and measured on digits (1618 + 179 images of (1, 28"
+    assert found.out.splitlines()[-1].startswith(end)
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,split,d_loss,g_loss,d_x,d_g_z,fd_lenet,class_entropy"
     splits = ["train", "before G's step", "after G's step"]

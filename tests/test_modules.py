@@ -283,6 +283,7 @@ def test_interpolation_between_two_chosen_files(capsys, monkeypatch):
     assert drawn.shape == (10, 15 * 9 + 1 + 4 * 3) and times == 4
     assert np.array_equal(drawn[1:9, 1:9], np.asarray(Image.open(a)))
     assert np.array_equal(drawn[1:9, -9:-1], np.asarray(Image.open(b)))
+    assert "there is no file c.png" in error_line(capsys, vae.main, ["--interpolate", a, "c.png", "--weights", "run"])
     Path("c.png").write_text("no image")
     assert "c.png cannot be read as an image" in error_line(
         capsys, vae.main, ["--interpolate", a, "c.png", "--weights", "run"]

@@ -108,7 +108,8 @@ def test_a_run_from_start_to_export(capsys, monkeypatch):
     vae.main([*TINY, "--steps", "30", "--log-every", "10", "--sample-every", "20"])
     folder = Path("runs/vae-digits-mlp-z2")
     said = capsys.readouterr().out
-    assert said.splitlines()[-1] == f"{folder}: trained and measured on digits (1618 + 179 images of (1, 16, 16))"
+    data = "digits (1618 + 179 images of (1, 16, 16))"
+    assert said.splitlines()[-1] == f"{folder}: step 30, trained and measured on {data}"
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,split,loss,rec,kl" and len(rows) == 7 and rows[-1].startswith("30,test,")
     losses = [float(row.split(",")[2]) for row in rows[1:] if ",test," in row]
