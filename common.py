@@ -25,7 +25,7 @@ from plumbing.flags import Parser, largest, number
 from plumbing.pictures import to_uint8
 from plumbing.process import fail, run, running  # noqa: F401
 
-SHIPPED = Path(__file__).parent / "weights"  # trained weights that come with the repository
+SHIPPED = Path(__file__).resolve().parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
@@ -251,7 +251,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
         state = load(path, (script,), "trained_on")
         differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
         if not differ:
-            shipped = " (shipped)" if path.parent == SHIPPED else ""
+            shipped = " (shipped)" if path.resolve().parent == SHIPPED else ""
             print(f"weights: {path}{shipped}, made from {state['trained_on']}", file=sys.stderr)
             if "a substitute" in state["trained_on"] and not (args.weights or args.out):
                 others = "".join(f", or --weights {path}" for path in SHIPPED.glob(f"{script}*.pth"))
@@ -293,7 +293,7 @@ def load_beside(D: nn.Module, script: str, args: argparse.Namespace) -> None:
 
 def output_folder(args: argparse.Namespace, weights: Path) -> Path:
     """Where what is made of trained weights goes: --out, else beside them, or into runs/ for those that ship."""
-    folder = Path("runs", f"{weights.stem}-shipped") if weights.parent == SHIPPED else weights.parent
+    folder = Path("runs", f"{weights.stem}-shipped") if weights.resolve().parent == SHIPPED else weights.parent
     if args.weights and args.out:  # else --out is where the weights were found
         folder = Path(args.out)
     try:

@@ -1,5 +1,7 @@
 """The weights that ship are those of their card, and are worth what it says."""
 
+import os
+
 import pytest
 
 import common
@@ -50,3 +52,10 @@ def test_the_file_that_fits_the_flags_is_found(script, argv, name, capsys):
     said = capsys.readouterr()
     assert f"weights/{name} (shipped)" in said.err
     assert said.out.strip() == f"runs/{name.removesuffix('.pth')}-shipped/generated.png"
+
+
+def test_what_is_made_of_weights_that_ship_does_not_lie_among_them(capsys):
+    """Not either where they are named by a path from here, as README does it."""
+    here = os.path.relpath(common.SHIPPED)
+    dcgan.main(["--generate", "--n", "4", "--weights", f"{here}/dcgan-mnist.pth"])
+    assert capsys.readouterr().out.strip() == "runs/dcgan-mnist-shipped/generated.png"
