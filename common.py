@@ -7,14 +7,13 @@ import argparse
 import math
 import os
 import pickle
-import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from plumbing import files, flags, hardware, pictures, ranks
 from plumbing.flags import Parser, largest, number
+from plumbing.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
 from plumbing.pictures import to_uint8
 from plumbing.process import fail, run, running  # noqa: F401
 
@@ -180,54 +180,6 @@ def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "", network
     if state.get("network", network) != network:
         fail(f"{path} is the discriminator: name the generator, or the run folder")
     return state
-
-
-def no_model(error: Exception) -> NoReturn:
-    """End the program where flags, or what a weights file holds, make no model: one line, what to do in front."""
-    if hardware.out_of_memory(error):
-        raise error
-    other_code = "these weights are of another version of the code: take that version, or train again"
-    if isinstance(error, KeyError):
-        fail(f"{other_code} (there is no {error})")
-    misfit = first_misfit(error)
-    fail(f"{other_code} ({misfit})" if misfit else error)
-
-
-def builder(make: Callable) -> Callable:
-    """Decorates a script's build(numbers): into the network that it makes go the weights, if numbers hold some."""
-
-    @wraps(make)
-    def build(numbers: dict, *kind) -> nn.Module:
-        try:
-            model = make(numbers, *kind)
-            if "state_dict" in numbers:
-                model.load_state_dict(numbers["state_dict"])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            no_model(error)
-        return model.to(memory_format=torch.channels_last)
-
-    return build
-
-
-def in_eval_mode(function: Callable) -> Callable:
-    """Decorates what only looks at its first argument, a network: without gradients, in eval mode; then as it was."""
-
-    @wraps(function)
-    def looking(net: nn.Module, *args, **kwargs):
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            seen = function(net, *args, **kwargs)
-        net.train(training)
-        return seen
-
-    return looking
-
-
-def first_misfit(error: Exception) -> str:
-    """Of the list that load_state_dict raises, the first entry; nothing where the error is another one."""
-    found = re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "[^"]+"|size mismatch for [^:]+', str(error))
-    return found[0].replace("(s) in state_dict:", "") if found else ""
 
 
 def find_weights(script: str, name: str, args: argparse.Namespace, any_data: bool = False) -> tuple[dict, Path]:

@@ -10,3 +10,54 @@ python vae.py --data mnist --binarize --image-size 28 --latent-dim 50 --steps 10
 python dcgan.py --data data/cifar10-jpeg --steps 5000 --out runs/dcgan-cifar10-jpeg32-gan
 python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 1250 --warmup 100 --lr 0.12 --half-size 0.9 --out runs/simclr-20min
 python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 4500 --warmup 200 --lr 0.12 --half-size 0.9 --out runs/simclr-2h
+
+# report/vae.md, fid.md and dcgan.md: the homework's three VAEs; faces
+python vae.py --data mnist --latent-dim 3 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/z3
+python vae.py --data mnist --latent-dim 10 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/beta1
+python vae.py --data mnist --latent-dim 100 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/z100
+python vae.py --data data/lfw-bush --latent-dim 64 --steps 3000 --out runs/faces-vae
+python -m report.race faces --seeds 0 --only "lr 1e-3" DiffAugment
+
+# report/gan_mnist.md
+python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --out runs/gan-default
+python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --out runs/gan-collapsed
+python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --loss lsgan --steps 2613 --out runs/lsgan-collapsed
+python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --arch conv --steps 469 --out runs/conv-cured
+python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.002 --steps 1876 --log-every 469 --out runs/gan-lr2
+python -m report.race collapse
+
+# report/recipes.md
+python -m report.race gan-dense --seeds 0 1
+python -m report.race gan-dense-3000 --seeds 0
+python -m report.race gan-conv --seeds 0
+python -m report.race dcgan-mnist --seeds 0 1
+python -m report.race dcgan-mnist-3000 --seeds 0
+python -m report.race dcgan-mnist-8000 --seeds 0
+python -m report.race dcgan-cifar10 --seeds 0
+python -m report.race dcgan-cifar10-1000 --seeds 0
+python -m report.race vae --seeds 0 1
+python -m report.race vae-10000 --seeds 0
+python -m report.race vae-20000 --seeds 0
+python -m report.race binarized --seeds 0
+python -m report.race simclr --seeds 0
+
+# What no script prints by itself: tables to standard output, pictures into report/pictures/
+python -m report.measure memory
+python -m report.measure temperature
+python -m report.measure plays
+python -m report.measure homework
+python -m report.measure prior
+python -m report.measure draws
+python -m report.measure subset
+python -m report.measure gradients
+python -m report.measure games
+python -m report.measure blind
+python -m report.measure sharpness
+python -m report.measure interpolation
+python -m report.measure faces
+python -m report.measure few_labels
+python -m report.measure distance
+python -m report.measure photographs
+
+# report/speed.md
+python -m report.bench --only race
