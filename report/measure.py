@@ -121,7 +121,7 @@ def nats_given(model: nn.Module, ids: Tensor, lengths: Iterable[int]) -> dict[in
 
 def memory() -> None:
     """What more characters to go on from are worth, and how far back an error's gradient reaches."""
-    model = weights(char_rnn, "runs/char_rnn-tiny/char_rnn.pth")
+    model = weights(char_rnn, "runs/char_rnn-tinyshakespeare-2x256/char_rnn.pth")
     ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
     at = torch.arange(1024, len(ids), 256)
     x = F.one_hot(ids[at[:, None] + torch.arange(-512, 0)], model.in_dim).float().requires_grad_()  # (N, 512, V)
@@ -173,7 +173,7 @@ def words(text: str) -> list[str]:
 
 def temperature() -> None:
     """What the temperature does to 20,000 characters: entropy, spelling, repetition."""
-    state = torch.load("runs/char_rnn-tiny/char_rnn.pth", weights_only=True)
+    state = torch.load("runs/char_rnn-tinyshakespeare-2x256/char_rnn.pth", weights_only=True)
     model, maps = char_rnn.build(state).eval(), char_rnn.char_maps(state["chars"])
     text = Path("data/tinyshakespeare.txt").read_text()
     known = set(words(text))

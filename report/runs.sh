@@ -42,8 +42,6 @@ python -m report.race binarized --seeds 0
 python -m report.race simclr --seeds 0
 
 # What no script prints by itself: tables to standard output, pictures into report/pictures/
-python -m report.measure memory
-python -m report.measure temperature
 python -m report.measure plays
 python -m report.measure homework
 python -m report.measure prior
