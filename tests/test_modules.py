@@ -348,7 +348,8 @@ def test_simclr_is_evaluated_on_another_set(capsys):
     simclr.main(["--eval", "--data", "more", "--weights", "run"])
     said = capsys.readouterr().out
     assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the encoder is from pictures" in said
-    assert said.splitlines()[-1].startswith("run/eval-more: trained on pictures (") and ", measured on more (27" in said
+    last = said.splitlines()[-1]
+    assert last.startswith("run/eval-more: step 1, trained on pictures (") and ", measured on more (27" in last
     assert results_of("run") == before and results_of("run/eval-more")["test_images"] == 3
 
 
