@@ -16,7 +16,7 @@ python vae.py --data mnist --latent-dim 3 --arch tsinghua --lr 1e-3 --lr-schedul
 python vae.py --data mnist --latent-dim 10 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/beta1
 python vae.py --data mnist --latent-dim 100 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/z100
 python vae.py --data data/lfw-bush --latent-dim 64 --steps 3000 --out runs/faces-vae
-python -m report.race faces --seeds 0 --only "lr 1e-3" DiffAugment
+python -m report.race faces --seeds 0 --only "lr 1e-3"
 
 # report/gan_mnist.md
 python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --out runs/gan-default
