@@ -91,8 +91,8 @@ def ship(name: str, run: Path, command: str, commit: str) -> str:
 
 
 def keep_results() -> int:
-    """Flags and results of every run that runs.sh names, and of the races' winners, into report/results/."""
-    named = re.findall(r"--out (runs/\S+)", Path("report/runs.sh").read_text())
+    """Flags and results of the README's runs, whose folders begin with a script's name, and of the races' winners."""
+    named = re.findall(rf"--out (runs/(?:{'|'.join(SCRIPTS)})\S*)", Path("report/runs.sh").read_text())
     kept = 0
     for folder in (*map(Path, named), *Path("runs/race/confirmed").glob("*/seed-*")):
         results = run_folder.read_json(folder / "results.json")
