@@ -44,7 +44,7 @@ WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     names = "tinyshakespeare, shakespeare, python"
-    p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3, data=names, makes="text")
+    p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3, names=names, makes="text")
     add = p.group("data")
     encoding_help = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
     add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding_help)

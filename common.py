@@ -31,18 +31,29 @@ BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to 
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
-def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=100, sample_every=1000, **said) -> Parser:
-    """A parser with the flags that every script spells the same way; the numbers are their defaults. said: of the help,
-    what stands for --data's names and for what --lr is; makes: what --generate makes, if there is that flag."""
+def parser(
+    doc: str,
+    steps: int,
+    batch_size: int,
+    lr: float | None,
+    log_every: int = 100,
+    sample_every: int = 1000,
+    names: str = "mnist, cifar10, digits, lfw, lfw-all",
+    lr_help: str = "learning rate",
+    makes: str = "",
+) -> Parser:
+    """A parser with the flags that every script spells the same way; the numbers are their defaults.
+
+    names: of data sets. makes: what --generate makes, "images" or "text", where there is that flag.
+    """
     p = Parser(doc)
     for title in ("data", "model", "optimisation"):  # the order in which --help shows them
         p.group(title)
     add = p.group("data")
-    names = said.get("data", "mnist, cifar10, digits, lfw, lfw-all")
     add("--data", help=f"{names}, or your own path or URL (default: the script's)")
     add = p.group("optimisation")
     add("--batch-size", type=number(int, 1, below=100_001), default=batch_size, help="samples per step")
-    add("--lr", type=number(float, 0, above=True), default=lr, help=said.get("lr_help", "learning rate"))
+    add("--lr", type=number(float, 0, above=True), default=lr, help=lr_help)
     add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
     add = p.group("run")
@@ -59,9 +70,9 @@ def parser(doc: str, steps: int, batch_size: int, lr: float | None, log_every=10
     add = p.group("trained weights")
     weights_help = "file or run folder to use (default: the newest run that fits) or to begin a training with"
     add("--weights", help=weights_help)
-    if "makes" in said:
-        add("--generate", action="store_true", help=f"do not train: make {said['makes']} with trained weights")
-    if said.get("makes") == "images":
+    if makes:
+        add("--generate", action="store_true", help=f"do not train: make {makes} with trained weights")
+    if makes == "images":
         add("--n", type=number(int, 1), default=64, help="images that --generate makes")
     return p
 

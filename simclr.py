@@ -333,15 +333,20 @@ def pixels_as_features(x: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
+def measure_batchnorm(net: nn.Module, x: Tensor, numbers: dict, device: torch.device) -> None:
+    """Its BatchNorm layers' statistics of uint8 images (N, C, S, S): the means over batches of 250."""
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
+            m.momentum = None  # a mean, not a moving one
+    for batch in x.split(250):
+        net(whole(batch, numbers, device))
+
+
 def untrained_encoder(data: images.ImageData, numbers: dict, seed: int, device: torch.device) -> nn.Module:
-    """The same network as it begins, but with its BatchNorm's statistics of 2,500 images: the harder baseline."""
+    """The same network as it begins, but with BatchNorm's statistics of 2,500 images: the harder baseline."""
     torch.manual_seed(seed + 1)
     f = Model(numbers["feature_dim"], numbers["encoder"]).to(device, memory_format=torch.channels_last).f
-    for m in f.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.momentum = None  # the mean over batches
-    for x in data.train[:2500].split(250):
-        f(whole(x, numbers, device))
+    measure_batchnorm(f, data.train[:2500], numbers, device)
     return f
 
 
@@ -352,7 +357,8 @@ def look_inside(model: Model, data: images.ImageData, numbers: dict, folder: Pat
     before = fingerprint(model.f)
     h, test_h = (represent(model.f, x, numbers, device, args.bf16) for x in (data.train, data.test))
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
-    shown, title = F.normalize(test_h[:2000], dim=1).cpu().numpy(), "h of 2,000 test images at most"
+    shown = F.normalize(test_h[:2000], dim=1).cpu().numpy()
+    title = f"h of {len(shown):,} test images"
     plots.codes(shown, data.test_labels[:2000], data.classes, title, folder / "features.png")
     results = {"test_images": len(data.test), "encoder_sha256": before}
     if data.train_labels.max() < 1:
@@ -481,16 +487,16 @@ def use(args: Namespace, device: torch.device) -> None:
     missing = {"mean", "std", "image_size"} - numbers.keys()
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
-    model, folder = build(numbers).to(device), common.output_folder(args, path)
+    model = build(numbers).to(device)
     if args.features is not None:
         h = lambda x: {"features": represent(model.f, x, numbers, device, args.bf16)}
-        described.write(args.features, folder, args, numbers, channels_seen(numbers), h)
+        described.write(args.features, args, path, numbers, channels_seen(numbers), h)
     if args.eval:
-        data, folder = data_to_judge(numbers, folder, args)
+        data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
-        export_encoder(model.cpu().eval(), numbers, folder)
+        export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

@@ -570,7 +570,7 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.generate:
         common.save_generated(draw(model, args.n, args.seed), args.n, folder)
     if args.encode is not None:
-        described.write(args.encode, folder, args, numbers, numbers["channels"], partial(codes, model))
+        described.write(args.encode, args, path, numbers, numbers["channels"], partial(codes, model))
     if args.eval or args.interpolate == []:
         data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import fail
+from common import fail, output_folder
 from plumbing import files, images, pixels
 
 
 @torch.no_grad()
-def write(out: str, folder: Path, args: Namespace, numbers: dict, channels: int, describe: Callable) -> None:
+def write(out: str, args: Namespace, weights: Path, numbers: dict, channels: int, describe: Callable) -> None:
     """Write what describe(uint8 images (n, channels, S, S)) says of --data's, or those that the network was trained on,
     a dictionary of tensors (n, ...) for each batch, with `labels` and the files' `names`.
 
-    out: a new file.npz; with --out in `folder`, unless it names another. numbers: of the weights file. Ends the program
-    where something cannot be had or written.
+    out: a new file.npz; with --out in that folder, unless it names another. numbers: of the weights file. Ends the
+    program where something cannot be had or written.
     """
     source = args.data or numbers["data"]
     try:
-        path = files.new_npz(out, folder if args.out else None)
+        path = files.new_npz(out, output_folder(args, weights) if args.out else None)
         found, labels, names, in_colour = {}, [], [], False
         for x, some_labels, some_names in images.labelled(source, args.data_dir, numbers["image_size"]):
             in_colour |= x.shape[1] > channels

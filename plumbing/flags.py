@@ -36,9 +36,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return {"int": "N", "float": "X"}.get(kind, action.dest.upper())
 
     def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable:
-        """NAME; the help string lists the choices."""
-        short = "NAME" if action.choices and action.metavar is None else default_metavar
-        return lambda n: (action.metavar or short,) * n
+        """NAME where there are choices, which the help string lists."""
+        name = action.metavar or ("NAME" if action.choices else default_metavar)
+        return lambda n: (name,) * n
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -78,7 +78,7 @@ def write(
     caption = (
         "N(0, I), its two latents stretched to a square."
         if plane.gaussian
-        else ("The plane through the codes of three held-out images; dots: where other codes fall on it.")
+        else "The plane through the codes of three held-out images; dots: where other codes fall on it."
     )
     data = {"n": N, "side": SIDE, "decoded": _sheet(decoded, N), "images": _sheet(x, 16)}
     text = json.dumps(data | {"points": points, "classes": list(classes)}).replace("<", "\\u003c")

@@ -311,13 +311,13 @@ def homework() -> None:
     for column_of_axes, run in zip(axes.T, ("z3", "beta1", "z100"), strict=True):
         folder = Path("runs", run)
         flags = json.loads((folder / "config.json").read_text())["flags"]
+        titles = {"rec": "reconstruction", "kl": "KL"}
+        titles["loss"] = f"loss, z = {flags['latent_dim']}, batch {flags['batch_size']}, {flags['steps']:,} steps"
         for ax, key in zip(column_of_axes, ("loss", "rec", "kl"), strict=False):
             for split in ("train", "test"):
                 ax.plot(*column(run, split, key), label=split)
-            ax.set(title={"loss": "loss", "rec": "reconstruction", "kl": "KL"}[key], xlabel="step", ylabel="nats")
-            ax.set_ylim({"kl": (0, 25)}.get(key, (60, 220)))
+            ax.set(title=titles[key], xlabel="step", ylabel="nats", ylim=(0, 25) if key == "kl" else (60, 220))
             ax.legend()
-        column_of_axes[0].set_title(f"z = {flags['latent_dim']}, batch {flags['batch_size']}, {flags['steps']:,} steps")
         grids = max(folder.glob("samples/*.png")), folder / "reconstructions.png", folder / "interpolation.png"
         for ax, grid in zip(column_of_axes[3:], grids, strict=True):
             ax.imshow(Image.open(grid).convert("RGB"), interpolation="antialiased")
@@ -659,15 +659,6 @@ REPLACED = {  # by variant: a name in simclr.py, and what takes its place
 }
 
 
-def untrained_model(data: images.ImageData, numbers: dict) -> nn.Module:
-    """As training begins, but with statistics for its BatchNorm."""
-    model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        for x in data.train[:2500].split(250):
-            model(simclr.whole(x, numbers, CPU))
-    return model
-
-
 def accuracies(model: nn.Module, data: images.ImageData, numbers: dict, bf16: bool) -> dict[str, float]:
     """Of h and of z, what the loss sees, from 10,000 labels."""
     y, truth = data.train_labels[:10000], data.test_labels
@@ -694,7 +685,8 @@ def ablation(variant: str) -> None:
 
     def look_inside(model, data, numbers, _, args) -> dict[str, float]:
         if variant == "untrained":
-            model = untrained_model(data, numbers)
+            model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
+            simclr.measure_batchnorm(model, data.train[:2500], numbers, CPU)
         return accuracies(model, data, numbers, args.bf16)
 
     simclr.look_inside = look_inside
@@ -712,7 +704,7 @@ def fit(net: nn.Module, data: images.ImageData, some: Tensor, numbers: dict, n_s
     """Train a network from images to logits on `some` labelled images alone; its accuracy on the test images."""
     optimizer = torch.optim.SGD(net.train().parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
     for step in files.progress(range(1, n_steps + 1), "few labels", n_steps):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * (step - 1) / n_steps)) / 2
+        optimizer.param_groups[0]["lr"] = common.cosine(step, n_steps, warmup=0, peak=0.03)
         i = some[common.batch_indices(len(some), 128, step, seed=0)]
         x = simclr.crop_and_flip(simclr.floats(data.train[i]), scale=(0.5, 1.0))  # (B, 3, S, S)
         optimizer.zero_grad()

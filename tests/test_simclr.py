@@ -1,5 +1,6 @@
 """simclr.py: how views are distributed, the linear classifier, runs and their ends."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,24 @@ def test_linear_classifier_is_sklearns():
 @pytest.mark.parametrize("tau", [0.005, 0.05, 0.5, 5.0])
 def test_simclr_losses_agree_on_a_large_batch(tau):
     losses_agree(64, tau)
+
+
+def test_batchnorm_is_measured_over_all_batches():
+    """Nothing of (0, 1), where its statistics begin, is left."""
+    numbers = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    net, x = nn.Sequential(nn.BatchNorm2d(3)), torch.randint(0, 256, (750, 3, 8, 8), dtype=torch.uint8)
+    simclr.measure_batchnorm(net, x, numbers, torch.device("cpu"))
+    expected = simclr.whole(x, numbers, torch.device("cpu")).mean((0, 2, 3))
+    torch.testing.assert_close(net[0].running_mean, expected, rtol=0, atol=1e-4)
+
+
+def test_features_need_no_right_to_write_beside_the_weights(monkeypatch):
+    write_inputs()
+    simclr.main([*TINY_SIMCLR, "--data", "pictures", "--steps", "1", "--out", "locked"])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
+    simclr.main(["--features", "h.npz", "--weights", "locked"])
+    assert np.load("h.npz")["features"].shape == (40, 512)
 
 
 TINY_SIMCLR = "--image-size 8 --batch-size 8 --log-every 2".split()

@@ -103,6 +103,15 @@ def test_the_schedule_rises_and_falls():
     assert [vae.schedule(step, 10, "constant") for step in (1, 500, 900)] == [1 / 500, 1, 1]
 
 
+def test_the_curves_share_one_objective(monkeypatch):
+    """While the KL term of a dense VAE warms up, it does so in the test loss, too."""
+    evaluate, betas = vae.evaluate, []
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate", lambda model, x, beta: betas.append(beta) or evaluate(model, x, beta))
+    vae.main([*TINY, "--steps", "40", "--log-every", "5", "--beta", "2"])
+    assert betas == [1.0] + 7 * [2.0]
+
+
 def test_a_run_from_start_to_export(capsys, monkeypatch):
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     vae.main([*TINY, "--steps", "30", "--log-every", "10", "--sample-every", "20"])
@@ -198,6 +207,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
         (["--data", "digits", "--arch", "tsinghua", "--width", "64"], "--width"),
         (["--data", "digits", "--binarize", "--likelihood", "gaussian"], "--binarize"),
+        (["--data", "digits", "--x-sigma2", "0.1"], "--x-sigma2 is for --likelihood gaussian"),
         (["--data", "digits", "--arch", "tsinghua", "--image-size", "28"], "1x32x32"),
         (["--data", "digits", "--out", "/dev/null/run"], "cannot be written"),
         (["--data", "digits", "--out", "texts/a.txt"], "cannot be written"),
