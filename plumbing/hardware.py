@@ -2,8 +2,10 @@
 
 import argparse
 import ctypes
+import platform
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,6 +32,16 @@ def bf16(device: str, wanted: bool | None) -> bool:
     if wanted and not has:
         print(f"--bf16: this {device} only emulates bfloat16, slower than --no-bf16", file=sys.stderr)
     return has if wanted is None else wanted
+
+
+def machine(device: str) -> str:
+    """What a time was measured on, such as "AMD EPYC, AVX2, 2 threads"."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", about.read_text()) if about.exists() else None
+    name = named[1] if named else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:

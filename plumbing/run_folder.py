@@ -32,7 +32,7 @@ from torch import nn
 
 import common
 from common import fail
-from plumbing import files, pictures, plots, ranks
+from plumbing import files, hardware, pictures, plots, ranks
 
 MEANING = {  # of results, the first ones first: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
@@ -185,6 +185,7 @@ class Run:
             "parameters": parameters,
             "python": sys.version,
             "versions": versions,
+            "machine": hardware.machine(self.args.device),
             "ranks": ranks.size(),
         }
 

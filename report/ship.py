@@ -101,7 +101,8 @@ def keep_results() -> int:
             flags = {k: v for k, v in config["flags"].items() if k not in ("out", "data_dir", "fresh")}
             name = "-".join(folder.parts[1:]).removeprefix("race-").removeprefix("confirmed-")
             script = next(script for script in SCRIPTS if name.startswith(script))
-            whole = {"script": script, "flags": flags, **results}
+            machine = {"machine": config["machine"]} if "machine" in config else {}  # older runs do not know it
+            whole = {"script": script, "flags": flags, **machine, **results}
             Path(f"report/results/{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
             kept += 1
     return kept

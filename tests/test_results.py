@@ -61,7 +61,8 @@ def test_figures_of_the_readme(command, said, minutes):
     found = re.findall(rf"({'|'.join(map(re.escape, FIGURES))}) (-?[\d.]+)(?: ± ([\d.]+))?", shown)
     found += [(name, value, error) for value, error, name in re.findall(r"^(-?[\d.]+)(?: ± ([\d.]+))? (nats)", shown)]
     assert found, f"no figures in {said}"
-    for name, value, error in [*found, ("minutes", minutes, "")]:
+    assert {run["flags"]["bf16"] for run in runs} == {"†" not in minutes}  # the page's sign for float32
+    for name, value, error in [*found, ("minutes", minutes.rstrip(" †"), "")]:
         key, factor = FIGURES[name]
         values = [run[key] * factor for run in runs]
         digits = len(value.partition(".")[2])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_a_run_from_start_to_export(capsys, monkeypatch):
     results = results_of(folder)
     assert results["elbo"] < results["log_px"] < 0 and results["test_images"] == 179
     config = json.loads((folder / "config.json").read_text())
+    assert re.fullmatch(r"\S.*, \d+ threads", config["machine"])
     assert config["flags"]["latent_dim"] == 2 and config["parameters"]["model"] > 0
     assert config["data"].startswith("digits") and list(folder.glob("events.out.tfevents.*"))
     assert picture(folder / "samples/step_0000030.png").shape == (4 * 137, 4 * 137, 3)
