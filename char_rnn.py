@@ -458,15 +458,14 @@ def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> fl
 
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
-    begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
+    args, begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
     text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
     if len(ids) < need:
         batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"
         common.fail(f"{len(ids):,} characters to train on; {batch}")
 
-    h_dim, n_layers = begun.get("h_dim", args.h_dim), begun.get("n_layers", args.n_layers)
-    numbers = {"h_dim": h_dim, "n_layers": n_layers, "dropout": args.dropout, "chars": text.chars}
+    numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
     numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
     model = build(begun | numbers).to(device)
     averaged = copy.deepcopy(model)
@@ -475,7 +474,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # steps where --lr-schedule asks for it
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
-    variant = f"char_rnn-{text.name}-{n_layers}x{h_dim}"
+    variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
     weights = {"char_rnn.pth": (averaged, numbers)}  # the latest, until there is a best
     run = run_folder.Run(args, variant, text, objects | {"state": state}, weights)
     if state["measured"]:

@@ -225,20 +225,23 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     fail(f"no trained weights{best}; train first, or name some with --weights")
 
 
-def begin_with(script: str, name: str, args: argparse.Namespace, shape: tuple[str, ...]) -> dict[str, Any]:
-    """What the weights file that --weights names holds, for a training that begins with it; nothing without the flag.
+def begin_with(
+    script: str, name: str, args: argparse.Namespace, shape: tuple[str, ...]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """For a training that begins with the weights file that --weights names: args with its network, and what it holds.
 
-    shape: the numbers that decide the network, which flags may not contradict.
+    shape: the numbers that decide the network, which flags may not contradict. Without the flag: (args, {}).
     """
     if not args.weights:
-        return {}
+        return args, {}
     path = Path(args.weights)
     state = load(path if path.is_file() else path / name, (script,), "trained_on")
     differ = [f"--{k.replace('_', '-')} {v}" for k, v in args.given.items() if k in shape and v != state.get(k)]
     if differ:
         fail(f"{', '.join(differ)}: other than in --weights {path}, whose network this training takes over")
     files.say(f"begins with the weights of {path}, step {state['step']}, made from {state['trained_on']}")
-    return state
+    network = {k: state[k] for k in shape if k in state}
+    return argparse.Namespace(**vars(args) | network), state
 
 
 def load_beside(D: nn.Module, script: str, args: argparse.Namespace) -> None:

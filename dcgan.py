@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import common
-from plumbing import files, images, lenet, plots, ranks, run_folder
+from plumbing import images, lenet, plots, ranks, run_folder
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
 
@@ -258,18 +258,13 @@ def update(
 
 
 def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
-    """update() as the Technion homework has it, for any G with sample(n, with_grad): (D's loss, G's loss) as floats."""
-    x_fake = gen_model.sample(len(x_data), with_grad=False)
-    dsc_loss = dsc_loss_fn(dsc_model(x_data), dsc_model(x_fake))
-    dsc_optimizer.zero_grad()
-    dsc_loss.backward()
-    dsc_optimizer.step()
+    """update() as the Technion homework calls it, of any G with sample(n, with_grad): (D's loss, G's loss), floats."""
 
-    with ranks.frozen(dsc_model):
-        gen_loss = gen_loss_fn(dsc_model(gen_model.sample(len(x_data), with_grad=True)))
-    gen_optimizer.zero_grad()
-    gen_loss.backward()
-    gen_optimizer.step()
+    def G(n: int) -> Tensor:
+        return gen_model.sample(n, with_grad=torch.is_grad_enabled())
+
+    how = dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer
+    dsc_loss, gen_loss, *_ = update(dsc_model, G, *how, x_data, draw_z=lambda n: n)  # G draws its own z
     return dsc_loss.item(), gen_loss.item()
 
 
@@ -341,27 +336,18 @@ def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, obje
     return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
 
 
-def warn_if_collapsed(run: run_folder.Run, seen: dict[str, object]) -> None:
-    been_better = any(row.get("spread", 0) >= 0.5 for row in run.rows)
-    if seen["spread"] < 0.5 and (been_better or run.step >= run.args.steps / 10):  # else G is untrained
-        alike = f"samples differ by {seen['spread']:.0%} of what images do"
-        files.say(f"WARNING: step {run.step}: mode collapse, {alike}")
-    lenet.warn_if_collapsed(run, seen)
-
-
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
     import fid
 
-    begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
-    data = images.load_images(args.data, "cifar10", args.data_dir, begun.get("image_size", args.image_size))
+    args, begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
+    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
         common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
     channels, image_size = data.train.shape[1:3]
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
-    hidden_dim = begun.get("hidden_dim", args.hidden_dim) or (16 if channels == 1 else 64)
-    latent_dim = begun.get("latent_dim", args.latent_dim)
-    spectral_norm = begun.get("spectral_norm", channels == 1 if args.spectral_norm is None else args.spectral_norm)
+    latent_dim, hidden_dim = args.latent_dim, args.hidden_dim or (16 if channels == 1 else 64)
+    spectral_norm = channels == 1 if args.spectral_norm is None else args.spectral_norm
     flip = channels == 3 if args.flip is None else args.flip
     label_smoothing = args.label_smoothing
     if label_smoothing is None:  # least squares have no probabilities to soften
@@ -426,7 +412,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             run.check()
             seen = measure(shown_G, judges, spread_of_data)
             run.add("samples", **{k: seen[k] for k in ("fid", "fd_lenet", "class_entropy", "spread") if k in seen})
-            warn_if_collapsed(run, seen)
+            lenet.warn_if_collapsed(run, seen)
             least = min((row[distance] for row in run.rows if distance in row), default=math.inf)
             if seen.get(distance, math.inf) < least:
                 run.save_weights(best_file.name, shown_G, numbers | {f"train_{distance}": seen[distance]})
@@ -434,7 +420,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             run.log()
     judges = fid.judges(data, args.data_dir, device)
     seen = measure(shown_G, judges, spread_of_data)
-    report = fid.report(seen, partial(draw, shown_G), data, args, run.folder / "generator.pth")
+    report = fid.report(seen, data, args, run.folder / "generator.pth")
     results = {"train_minutes": run.seconds / 60, **report}
     if best_file.exists():
         best = common.load(best_file, ("dcgan",), "trained_on")
@@ -477,9 +463,9 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.eval:
         import fid
 
-        data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
+        data = images.load_again(args.data, args.data_dir, numbers)
         seen = measure(G, fid.judges(data, args.data_dir, device), spread_of(data))
-        results = fid.report(seen, samples, data, args, path)
+        results = fid.report(seen, data, args, path)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")

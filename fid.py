@@ -21,7 +21,6 @@ import json
 import math
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,6 @@ from plumbing import files, hardware, images, inception, lenet, ranks, sources
 
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise
-MINUTES = 10  # that FID may take at the end of a run on a CPU
 
 
 def say(text: str) -> None:
@@ -421,8 +419,8 @@ def _tried(key: str, function: Callable, *given):
 
 def judges(data: images.ImageData, data_dir: str, device: torch.device, split="test") -> dict[str, Callable]:
     """What can measure samples here: "fd_lenet" where the data have classes, "fid" where the Inception weights are in
-    torch hub's cache and the device is no CPU, which would take minutes. Against data.test; with split "train", to
-    choose by, against every tenth image of data.train.
+    torch hub's cache and the device is no CPU, on which 20,000 images take minutes. Against data.test; with split
+    "train", to choose by, against every tenth image of data.train.
     """
     real = data.test if split == "test" else data.train[::10]
     makers = {"fd_lenet": lambda: judge(lenet.classifier(data, data_dir, device), real, split)}
@@ -443,24 +441,8 @@ def measured(draw: Draw, by: dict[str, Callable]) -> dict[str, object]:
     return results
 
 
-def _judge_on_a_cpu(real: Tensor) -> Callable[[Draw], dict[str, object]] | None:
-    """judge(Inception, real) if that, and measuring samples, will take less than MINUTES here, which is said."""
-    net = inception.load(download=False)
-    began = time.monotonic()
-    n = len(list(features(real[:50], net))[0])
-    minutes = (time.monotonic() - began) / n * (len(real) + SAMPLES) / 60
-    if minutes > MINUTES:
-        say(f"FID is left out: on this CPU it would take {minutes:.0f} minutes")
-        return None
-    say(f"measuring FID: about {minutes:.1f} minutes on this CPU")
-    return judge(net, real)
-
-
-def report(results: dict, draw: Draw, data: images.ImageData, args: argparse.Namespace, run: Path) -> dict[str, object]:
-    """What was measured of a trained generator, and its FID also on a CPU, if that is quick; else how to get it."""
-    if "fid" not in results and args.device == "cpu" and inception.cached().exists():
-        measure = _tried("fid", _judge_on_a_cpu, data.test)
-        results |= (_tried("fid", measure, draw) if measure else None) or {}
+def report(results: dict, data: images.ImageData, args: argparse.Namespace, run: Path) -> dict[str, object]:
+    """What was measured of a trained generator, and a line that says how to measure its FID where it was not."""
     if "fid" not in results:
         command = ["fid.py", f"{data.source}:test", str(run)]
         if args.data_dir != "data":

@@ -212,11 +212,11 @@ def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
     import fid
 
-    begun = common.begin_with("gan_mnist", "generator.pth", args, ("arch", "noise_dim"))
+    args, begun = common.begin_with("gan_mnist", "generator.pth", args, ("arch", "noise_dim"))
     data = images.load_images(args.data, "mnist", args.data_dir, 28)
     if data.train.shape[1] != 1:
         common.fail(f"{data} is in colour; gan_mnist.py is made for grey images, dcgan.py for colour")
-    arch, noise_dim = begun.get("arch", args.arch), begun.get("noise_dim", args.noise_dim)
+    arch, noise_dim = args.arch, args.noise_dim
     if arch == "conv" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch conv needs at least 2 images")
     numbers = {"loss": args.loss, "arch": arch, "noise_dim": noise_dim, "image_size": 28}
@@ -290,9 +290,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         if logged and 500 <= won_by_D(run) < 500 + args.log_every:
             won = "D's loss has been below 0.01 for 500 steps: D tells all samples from data"
             files.say(f"WARNING: step {step}: {won}")
-    samples = partial(draw, shown_G)
-    seen = seen or fid.measured(samples, judges)  # the last step has been measured, if there was one
-    results = {"train_minutes": run.seconds / 60, **fid.report(seen, samples, data, args, run.folder / "generator.pth")}
+    seen = seen or fid.measured(partial(draw, shown_G), judges)  # the last step has been measured, if there was one
+    results = {"train_minutes": run.seconds / 60, **fid.report(seen, data, args, run.folder / "generator.pth")}
     run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
@@ -307,9 +306,9 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.eval:
         import fid
 
-        data, samples = images.load_again(args.data, args.data_dir, numbers), partial(draw, G)
-        seen = fid.measured(samples, fid.judges(data, args.data_dir, device))
-        results = fid.report(seen, samples, data, args, path)
+        data = images.load_again(args.data, args.data_dir, numbers)
+        seen = fid.measured(partial(draw, G), fid.judges(data, args.data_dir, device))
+        results = fid.report(seen, data, args, path)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
 
 

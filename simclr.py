@@ -42,8 +42,6 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--image-size", type=common.number(int, 8, below=1025), help="side in pixels (default: 32, or 64 for larger)")
     add = p.group("optimisation")
     add("--tau", type=common.number(float, 0, above=True), default=0.2, help="temperature τ of the loss; CS231n: 0.5")
-    add("--momentum", type=common.number(float, 0, below=1), default=0.9, help="of SGD")
-    add("--weight-decay", type=common.number(float, 0), default=5e-4, help="of SGD")
     half_help = "part of the steps, the first, in which views have half the side, for a quarter of the time"
     add("--half-size", type=common.number(float, 0, below=1.0001), default=0.0, help=half_help)
     add("--warmup", type=common.number(int, 0), default=200, help="steps in which the learning rate rises")
@@ -407,8 +405,8 @@ def export_encoder(model: Model, numbers: dict, folder: Path) -> None:
 
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
-    begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
-    data = images.load_images(args.data, "cifar10", args.data_dir, begun.get("image_size", args.image_size))
+    args, begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
+    data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     if not 2 <= args.batch_size <= len(data.train):
         few = f"at least 2, and not more than the {len(data.train)} training images"
         common.fail(f"--batch-size {args.batch_size}: {few}")
@@ -417,17 +415,16 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         common.fail(f"--half-size: half of {image_size} pixels is less than the 8 that the network needs")
     every = max(1, image_size // 32)
     some = data.train[:5000, :, ::every, ::every].float() / 255
-    encoder, feature_dim = begun.get("encoder", args.encoder), begun.get("feature_dim", args.feature_dim)
-    numbers = {"encoder": encoder, "feature_dim": feature_dim, "image_size": image_size, "tau": args.tau}
+    numbers = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": image_size, "tau": args.tau}
     numbers["mean"] = begun.get("mean", some.mean((0, 2, 3)).expand(3).tolist())
     numbers["std"] = begun.get("std", some.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist())
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     model = build(begun | numbers).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), 1.0, args.momentum, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
     state = run_folder.State(steps=args.steps)
     objects = {"model": model, "optimizer": optimizer, "state": state}
-    variant = f"simclr-{data.name}-{encoder}-tau{args.tau:g}-batch{args.batch_size}"
+    variant = f"simclr-{data.name}-{args.encoder}-tau{args.tau:g}-batch{args.batch_size}"
     run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
     if run.finished():
         return run

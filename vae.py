@@ -409,8 +409,20 @@ def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
 def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
     """Of uint8 images (N, C, H, W): mu, log_sigma2 (N, z_dim), and elbo (N,), in nats, the mean of 16 samples of z."""
     mu, log_sigma2 = posteriors(model, x)
-    elbo = torch.cat([log_weights(model, batch, 16).mean(0) for batch in x.split(100)])
-    return {"mu": mu, "log_sigma2": log_sigma2, "elbo": elbo}
+    bounds = torch.cat([log_weights(model, batch, 16).mean(0) for batch in x.split(100)])
+    return {"mu": mu, "log_sigma2": log_sigma2, "elbo": bounds}
+
+
+class AtTheMean(nn.Module):
+    """Images -> (reconstruction from z = μ, μ, log σ²): what --export writes, the same each time."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, log_sigma2 = self.model.posterior(x)
+        return self.model.decode(mu), mu, log_sigma2
 
 
 @torch.no_grad()
@@ -452,8 +464,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     draw_interpolation(model, images.one_of_each(data), folder / "interpolation.png")
     draw_latent(model, data, folder)
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
-    samples = partial(draw, model)
-    return results | fid.report(fid.measured(samples, judges), samples, data, args, path)
+    return results | fid.report(fid.measured(partial(draw, model), judges), data, args, path)
 
 
 @common.builder
@@ -495,17 +506,16 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
 
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
-    begun = common.begin_with("vae", "vae.pth", args, SHAPE)
-    data = images.load_images(args.data, "mnist", args.data_dir, begun.get("image_size", args.image_size))
+    args, begun = common.begin_with("vae", "vae.pth", args, SHAPE)
+    data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     channels, image_size = data.train.shape[1:3]
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")
-    arch = begun.get("arch", args.arch)
-    width = (OLDER | begun)["width"] if begun else args.width or default_width(arch, image_size)
-    if arch == "tsinghua" and args.width:
+    arch, latent_dim = args.arch, args.latent_dim
+    width = args.width or (OLDER["width"] if begun else default_width(arch, image_size))
+    if arch == "tsinghua" and "width" in args.given:
         common.fail("--width: the layers of --arch tsinghua are those of its table")
-    likelihood = begun.get("likelihood", args.likelihood) or ("bernoulli" if channels == 1 else "gaussian")
-    latent_dim = begun.get("latent_dim", args.latent_dim)
+    likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
     if arch == "technion" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
     if "x_sigma2" in args.given and likelihood == "bernoulli":
@@ -588,15 +598,10 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.export:
         from plumbing.export import export
 
-        def at_the_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mu, log_sigma2 = model.posterior(x)
-            return mu, mu, log_sigma2
-
-        model.encode = at_the_mean  # z = μ
         x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
         low = 0 if model.likelihood == "bernoulli" else -1
         ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
-        export(model.cpu(), x, folder / "VAE_model.pth", ranges)
+        export(AtTheMean(model.cpu()), x, folder / "VAE_model.pth", ranges)
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

@@ -86,11 +86,6 @@ class Inception(tv.Inception3):
         return x.mean((2, 3))
 
 
-def cached() -> Path:
-    """Where the weights are, once they have been downloaded."""
-    return Path(torch.hub.get_dir(), "checkpoints", NAME)
-
-
 def load(weights: str | Path | None = None, download: bool = True) -> Inception:
     """The network in eval mode, its parameters named as in pytorch-fid's file, the file's hash in `sha256`.
 
@@ -99,7 +94,7 @@ def load(weights: str | Path | None = None, download: bool = True) -> Inception:
             hash must be right.
     Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
     """
-    path = Path(weights) if weights else cached()
+    path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", NAME))
     if not weights and download and not path.exists():
         _download(path)
     net = Inception()

@@ -111,12 +111,13 @@ def classes(h: Tensor, net: LeNet) -> dict[str, object]:
 
 
 def warn_if_collapsed(run: Any, seen: dict[str, object]) -> None:
-    """A line, unless the generator is still untrained: in its first tenth, and never been better."""
-    if "class_entropy" not in seen:
-        return
-    most = math.log(len(seen["class_histogram"]))
-    low = min(1, most / 2)
-    been_better = any(row.get("class_entropy", 0) >= low for row in run.rows)
-    if seen["class_entropy"] < low and (been_better or run.step >= run.args.steps / 10):
-        entropy = f"class entropy {seen['class_entropy']:.2f} nats of {most:.2f}"
-        files.say(f"WARNING: step {run.step}: mode collapse, {entropy}")
+    """A line for samples of few classes, or all alike, unless G is untrained: in its first tenth, and never better."""
+    best = {"spread": 1.0}
+    if "class_histogram" in seen:
+        best["class_entropy"] = math.log(len(seen["class_histogram"]))
+    for key, value in best.items():
+        low = min(1, value / 2)
+        been_better = any(row.get(key, 0) >= low for row in run.rows)
+        if seen.get(key, low) < low and (been_better or run.step >= run.args.steps / 10):
+            said = f"{key.replace('_', ' ')} {seen[key]:.2f} of {value:.2f}"
+            files.say(f"WARNING: step {run.step}: mode collapse, {said}")
