@@ -78,7 +78,7 @@ class State(dict):
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """In words, of the flags that are here."""
-    return [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
+    return [f"{k} {there.get(k, 'not known')} there, {v} here" for k, v in here.items() if there.get(k) != v]
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

@@ -6,9 +6,17 @@ python -m report.race confirmed
 python char_rnn.py --data tinyshakespeare --out runs/char_rnn-tiny
 python char_rnn.py --data data/shakespeare-works --dropout 0.2 --steps 8000 --out runs/char_rnn-shakespeare-works-2x512
 python vae.py --data mnist --binarize --image-size 28 --arch mlp --latent-dim 50 --steps 80000 --lr 1e-3 --samples 1000 --out runs/vae-binary-mlp50
+python vae.py --data mnist --binarize --image-size 28 --arch mlp --latent-dim 50 --steps 80000 --lr 1e-3 --samples 1000 --seed 1 --out runs/vae-binary-mlp50-seed-1
+python vae.py --data mnist --binarize --image-size 28 --arch mlp --latent-dim 50 --steps 80000 --lr 1e-3 --samples 1000 --seed 2 --out runs/vae-binary-mlp50-seed-2
 python vae.py --data mnist --binarize --image-size 28 --latent-dim 50 --steps 10000 --out runs/vae-binary-conv50
+python vae.py --data mnist --binarize --image-size 28 --latent-dim 50 --steps 20000 --samples 128 --out runs/vae-binary-conv50-20000
 python vae.py --data mnist --binarize --image-size 28 --latent-dim 12 --steps 10000 --out runs/vae-binary-conv12
+python vae.py --data mnist --binarize --image-size 28 --latent-dim 12 --steps 10000 --seed 1 --out runs/vae-binary-conv12-seed-1
+python vae.py --data mnist --binarize --image-size 28 --latent-dim 12 --steps 10000 --seed 2 --out runs/vae-binary-conv12-seed-2
 python dcgan.py --data data/cifar10-jpeg --steps 5000 --out runs/dcgan-cifar10-jpeg32-gan
+python dcgan.py --data data/cifar10-jpeg --hidden-dim 32 --steps 11000 --out runs/dcgan-cifar10-jpeg32-w32
+python dcgan.py --eval --weights runs/dcgan-cifar10-jpeg32-w32/best_fd_lenet.pth
+python dcgan.py --eval --weights weights/dcgan-cifar10.pth --data data/cifar10-jpeg
 python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 1250 --warmup 100 --lr 0.12 --half-size 0.9 --out runs/simclr-20min
 python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 4500 --warmup 200 --lr 0.12 --half-size 0.9 --out runs/simclr-2h
 cp -r runs/simclr-2h runs/simclr-2h-5000  # goes on from there; the measurements below take that of 4,500 steps
