@@ -23,7 +23,6 @@ from statistics import mean, stdev
 
 import torch
 
-import char_rnn
 import dcgan
 import simclr
 import vae
@@ -75,31 +74,6 @@ def slope(negative: float) -> None:
                 m.negative_slope = negative
 
     dcgan.Discriminator.__init__ = other
-
-
-def augment(x: torch.Tensor, sigma: float = 0.0) -> torch.Tensor:
-    """DiffAugment (Zhao et al. 2020): D sees all images brighter or darker, paler, shifted, and with a hole."""
-    B, _, H, W = x.shape
-    u = torch.rand(7, B, 1, 1, 1) - 0.5
-    x = x + u[0]
-    mean = x.mean(1, keepdim=True)
-    x = mean + (x - mean) * (2 * u[1] + 1)
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = mean + (x - mean) * (u[2] + 1)
-    row, column = torch.arange(H).view(1, 1, H, 1), torch.arange(W).view(1, 1, 1, W)
-    rows, columns = (row + (u[3] * H / 4).round()).long(), (column + (u[4] * W / 4).round()).long()
-    inside = (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
-    at = (rows.clamp(0, H - 1) * W + columns.clamp(0, W - 1)).expand_as(x).flatten(2)
-    x = x.flatten(2).gather(2, at).view_as(x) * inside
-    hole = ((row - (u[5] + 0.5) * H).abs() < H / 4) & ((column - (u[6] + 0.5) * W).abs() < W / 4)
-    return noisy(x * ~hole, sigma)
-
-
-noisy = dcgan.noisy
-
-
-def diff_augment() -> None:
-    dcgan.noisy = augment
 
 
 def decay(weight_decay: float) -> None:
@@ -195,7 +169,7 @@ RACES = {
     },
     "dcgan-mnist": {
         f"lr {lr}, β₁ {b}": f"{DIGITS} --steps 1000 --lr {lr} --beta1 {b}"
-        for lr in ("2e-4", "1e-3", "2e-3", "4e-3")
+        for lr in ("1e-3", "2e-3", "4e-3")
         for b in ("0", "0.5")
     },
     "dcgan-mnist-3000": {
@@ -209,23 +183,15 @@ RACES = {
         "lr 4e-3, β₁ 0, hinge, spectral norm": f"{DIGITS_3000} --loss hinge --spectral-norm",
     },
     "dcgan-mnist-8000": {  # beyond 5,000 steps the distance stays
-        "lr 2e-3, β₁ 0": DIGITS_8000,
         "labels not smoothed": f"{DIGITS_8000} --label-smoothing 0",
         "hinge, spectral norm": HINGE_8000,
         "hinge, spectral norm, lr 4e-3": f"{HINGE_8000} --lr 4e-3",
         "hinge, spectral norm, lr 8e-3": f"{HINGE_8000} --lr 8e-3",
         "hinge, spectral norm, lr 4e-3, falling": (f"{HINGE_8000} --lr 4e-3", partial(slow_down, 8000)),
-        "hinge, spectral norm, lr 4e-3, 24 wide": f"{HINGE_8000} --lr 4e-3 --hidden-dim 24",
-        "spectral norm": f"{DIGITS_8000} --spectral-norm",
         "spectral norm, lr 4e-3": NORMED_8000,
         "spectral norm, lr 4e-3, falling": (NORMED_8000, partial(slow_down, 8000)),
-        "spectral norm, lr 4e-3, 24 wide": f"{NORMED_8000} --hidden-dim 24",
-        "spectral norm, lr 4e-3, averaged over 2,000 steps": f"{NORMED_8000} --ema 0.9995",
         "spectral norm, lr 4e-3, D's inputs always noisy": f"{NORMED_8000} --noise-steps 1000000",
-        "lr 4e-3, D's half of that": (f"{DIGITS_8000} --lr 4e-3", partial(adam, D=0.5)),
-        "24 wide": f"{DIGITS_8000} --hidden-dim 24",
         "lr falls in the second half": (DIGITS_8000, partial(slow_down, 8000)),
-        "averaged over 2,000 steps": f"{DIGITS_8000} --ema 0.9995",
     },
     "vae": {
         "tsinghua, constant 1e-3": f"{VAE} --steps 4000 --arch tsinghua --lr 1e-3 --lr-schedule constant",
@@ -253,13 +219,9 @@ RACES = {
     },
     "confirmed": {  # on the test set, the defaults
         "vae": "vae --data mnist --latent-dim 10",
-        "vae, drawn pixels, mlp, 50": f"{BINARY} --arch mlp --latent-dim 50 --steps 40000 --lr 1e-3 --samples 1000",
-        "vae, drawn pixels, 50": f"{BINARY} --latent-dim 50 --samples 500",
-        "vae, drawn pixels": f"{BINARY} --samples 500",
         "gan_mnist": "gan_mnist --data mnist",
         "gan_mnist, lsgan": "gan_mnist --data mnist --loss lsgan",
         "gan_mnist, conv": "gan_mnist --data mnist --arch conv --steps 2000",
-        "gan_mnist, conv, lsgan": "gan_mnist --data mnist --arch conv --steps 2000 --loss lsgan",
         "dcgan": "dcgan --data mnist",
         "dcgan, 8,000 steps": "dcgan --data mnist --steps 8000",
     },
@@ -268,41 +230,27 @@ RACES = {
         "16 pixels, τ 0.2": (f"{VIEWS} --tau 0.2", knn_only),
         "16 pixels, τ 0.1": (f"{VIEWS} --tau 0.1", knn_only),
         "16 pixels, τ 0.2, DCL": (f"{VIEWS} --tau 0.2", dcl),
-        "16 pixels, τ 0.2, lr 0.24": (f"{VIEWS} --tau 0.2 --lr 0.24", knn_only),
         "32 pixels, τ 0.2, 75 steps": (f"{VIEWS} --tau 0.2 --half-size 0 --steps 75 --warmup 10", knn_only),
-    },
-    "char_rnn": {
-        "512, dropout 0.4": "char_rnn --data tinyshakespeare",
-        "weights decay, 0.1": ("char_rnn --data tinyshakespeare", partial(decay, 0.1)),
-        "sequences of 128, half the steps": "char_rnn --data tinyshakespeare --seq-len 128 --steps 3000",
     },
     "dcgan-cifar10-1000": {
         "lr 1e-3": CIFAR_1000,
-        "hinge, spectral norm, lr 1e-3": f"{CIFAR_1000} --loss hinge --spectral-norm",
         "hinge, spectral norm, lr 2e-3": f"{CIFAR_1000} --loss hinge --spectral-norm --lr 2e-3",
-        "spectral norm, lr 1e-3": f"{CIFAR_1000} --spectral-norm",
         "spectral norm, lr 2e-3": f"{CIFAR_1000} --spectral-norm --lr 2e-3",
         "3 x 3 and 4 x 4 kernels in D": (f"{CIFAR_1000} --loss hinge --spectral-norm", by_turns),
-        "DiffAugment": (CIFAR_1000, diff_augment),
         "half as wide, 2,500 steps": f"{CIFAR_1000} --hidden-dim 32 --steps 2500",  # at equal cost, as the next two
         "twice as wide, 300 steps": f"{CIFAR_1000} --hidden-dim 128 --steps 300",
         "twice as deep in D, 350 steps": (f"{CIFAR_1000} --steps 350", partial(by_turns, spectral_norm=False)),
         "ReLU in D": (CIFAR_1000, partial(slope, 0.0)),
-        "LeakyReLU of slope 0.01 in D": (CIFAR_1000, partial(slope, 0.01)),
     },
     "faces": {
         "lr 1e-3": FACES_1000,
-        "lr 5e-4": f"{FACES_1000} --lr 5e-4",
-        "hinge, spectral norm": f"{FACES_1000} --loss hinge --spectral-norm",
-        "DiffAugment": (FACES_1000, diff_augment),
-        "DiffAugment, lr 5e-4": (f"{FACES_1000} --lr 5e-4", diff_augment),
     },
     "dcgan-cifar10": {
         f"lr {lr}, β₁ {b}": f"dcgan --data {CIFAR10} --steps 300 --sample-every 100000 --lr {lr} --beta1 {b}"
         for lr, b in (("2e-4", "0.5"), ("5e-4", "0"), ("1e-3", "0"), ("2e-3", "0"))
     },
 }
-NUMBERS = ("fd_lenet", "class_entropy", "elbo", "log_px", "knn", "nats")
+NUMBERS = ("fd_lenet", "class_entropy", "elbo", "log_px", "knn")
 
 
 def without_the_test_set(load):
@@ -320,17 +268,6 @@ def without_the_test_set(load):
     return loaded
 
 
-def without_the_test_text(load):
-    """load_text, the last ninth of the training text in place of the test text."""
-
-    def loaded(*args):
-        text = load(*args)
-        n = len(text.train) // 9
-        return text._replace(train=text.train[:-n], test=text.train[-n:])
-
-    return loaded
-
-
 def candidate(name: str, label: str) -> tuple[list[str], Callable]:
     """(script and flags, what to change first)."""
     found = RACES[name][label]
@@ -343,7 +280,6 @@ def run(name: str, label: str, seed: int) -> None:
     (script, *flags), change = candidate(name, label)
     if name != "confirmed":
         images.load_images = without_the_test_set(images.load_images)
-        char_rnn.load_text = without_the_test_text(char_rnn.load_text)
     change()
     importlib.import_module(script).main([*flags, "--seed", str(seed), "--out", str(folder(name, label, seed))])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import char_rnn
 import common
@@ -30,6 +31,7 @@ from tests.helpers import (
     last_of,
     letters,
     photos,
+    picture,
     results_of,
     same,
     start,
@@ -215,6 +217,38 @@ def test_forty_kills(script):
         assert step >= before
         for path in Path("run").glob("*.pth"):
             common.load(path, (script.__name__,), "script")
+
+
+@pytest.mark.skipif(not LONG, reason="fifty kills take minutes: --long")
+def test_kills_while_it_writes_what_people_open():
+    """kill -9 in the midst of --eval and --encode: no half film, page, table or picture stands under its name."""
+    vae.main([*SMALL, "--latent-dim", "2", "--steps", "4"])
+    argv = ["vae.py", "--eval", "--encode", "codes.npz", "--weights", "run"]
+    made = [Path("codes.npz"), *(Path("run", name) for name in ("samples.webp", "latent.html", "latent.png"))]
+    chance, seconds = random.Random(0), 0.0
+    for kills in range(51):
+        for path in made:
+            path.unlink(missing_ok=True)
+        process = start(*argv)
+        process.stdout.readline()
+        began = time.monotonic()
+        if kills:
+            time.sleep(chance.uniform(0, seconds))
+            process.kill()
+        process.wait()
+        if not kills:  # whole, to see how long it takes
+            seconds = time.monotonic() - began
+            assert all(path.exists() for path in made)
+        if made[0].exists():
+            assert np.load(made[0])["mu"].shape[1] == 2
+        if made[1].exists():
+            with Image.open(made[1]) as film:
+                film.seek(film.n_frames - 1)
+                film.load()
+        if made[2].exists():
+            assert made[2].read_text().rstrip().endswith("</html>")
+        if made[3].exists():
+            picture(made[3])
 
 
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(capsys):
