@@ -9,7 +9,6 @@ stopped goes on, and what has been run is not run again. Prints the table as Mar
 import argparse
 import importlib
 import itertools
-import math
 import os
 import re
 import shlex
@@ -100,20 +99,6 @@ def knn_only() -> None:
         return {"knn": simclr.knn_accuracy(h, data.train_labels[:10000], test_h, data.test_labels)}
 
     simclr.look_inside = knn
-
-
-def decoupled(left: torch.Tensor, right: torch.Tensor, tau: float, device: str) -> torch.Tensor:  # noqa: ARG001
-    """DCL (Yeh et al. 2021, arXiv 2110.06848, eq. 6): the positive pair is not in the denominator."""
-    N, z = len(left), torch.cat([left, right])
-    logits = z @ z.T / tau
-    partner = torch.arange(2 * N).roll(N)[:, None]
-    others = logits.scatter(1, partner, -math.inf).fill_diagonal_(-math.inf)
-    return (torch.logsumexp(others, 1) - logits.gather(1, partner)[:, 0]).mean()
-
-
-def dcl() -> None:
-    knn_only()
-    simclr.simclr_loss_vectorized = decoupled
 
 
 GAN = "gan_mnist --data mnist --sample-every 100000"
@@ -229,7 +214,6 @@ RACES = {
         "16 pixels, τ 0.5": (f"{VIEWS} --tau 0.5", knn_only),
         "16 pixels, τ 0.2": (f"{VIEWS} --tau 0.2", knn_only),
         "16 pixels, τ 0.1": (f"{VIEWS} --tau 0.1", knn_only),
-        "16 pixels, τ 0.2, DCL": (f"{VIEWS} --tau 0.2", dcl),
         "32 pixels, τ 0.2, 75 steps": (f"{VIEWS} --tau 0.2 --half-size 0 --steps 75 --warmup 10", knn_only),
     },
     "dcgan-cifar10-1000": {
