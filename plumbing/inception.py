@@ -94,7 +94,7 @@ def load(weights: str | Path | None = None, download: bool = True) -> Inception:
             hash must be right.
     Raises OSError where there is no such file, ValueError where it holds something else. No code in a file is run.
     """
-    path = Path(weights or Path(torch.hub.get_dir(), "checkpoints", NAME))
+    path = Path(weights or f"{torch.hub.get_dir()}/checkpoints/{NAME}")
     if not weights and download and not path.exists():
         _download(path)
     net = Inception()

@@ -112,12 +112,11 @@ def classes(h: Tensor, net: LeNet) -> dict[str, object]:
 
 def warn_if_collapsed(run: Any, seen: dict[str, object]) -> None:
     """A line for samples of few classes, or all alike, unless G is untrained: in its first tenth, and never better."""
-    best = {"spread": 1.0}
+    best = {"spread": (1.0, "samples differ by {:.0%} of what images do")}
     if "class_histogram" in seen:
-        best["class_entropy"] = math.log(len(seen["class_histogram"]))
-    for key, value in best.items():
+        best["class_entropy"] = (math.log(len(seen["class_histogram"])), "class entropy {:.2f} nats of {:.2f}")
+    for key, (value, words) in best.items():
         low = min(1, value / 2)
         been_better = any(row.get(key, 0) >= low for row in run.rows)
         if seen.get(key, low) < low and (been_better or run.step >= run.args.steps / 10):
-            said = f"{key.replace('_', ' ')} {seen[key]:.2f} of {value:.2f}"
-            files.say(f"WARNING: step {run.step}: mode collapse, {said}")
+            files.say(f"WARNING: step {run.step}: mode collapse, {words.format(seen[key], value)}")

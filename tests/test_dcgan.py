@@ -144,7 +144,7 @@ def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
     rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     assert {r["step"] for r in rows if r["split"].endswith("G's step") and float(r["d_g_z"]) > 0} == {"4", "8", "9"}
     distances = {int(r["step"]): float(r["fd_lenet"]) for r in rows if r["split"] == "samples"}
-    assert sorted(distances) == [3, 6, 9] and "step 3: mode collapse, spread" in found.out
+    assert sorted(distances) == [3, 6, 9] and "step 3: mode collapse, samples differ by" in found.out
     results = results_of(folder)
     best = min(distances, key=distances.get)
     assert results["best_step"] == best and results["fd_lenet_about"]["split"] == "test" and results["spread"] < 0.5

@@ -1,5 +1,6 @@
 """The weights that ship are those of their card, and are worth what it says."""
 
+import json
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import common
 import dcgan
 import vae
-from plumbing import files
+from plumbing import files, images
 from report import ship
 from tests.helpers import HERE
 
@@ -39,6 +40,24 @@ def test_a_file_is_worth_what_its_card_says(row):
     # CIFAR-10's classifier is trained on each machine, and another processor's rounding makes another one: 3% were seen
     tolerance = 0.1 if row[0] == "dcgan-cifar10.pth" else 0.01
     assert ship.check(common.SHIPPED / row[0], HERE) == pytest.approx(float(row[6]), rel=tolerance)
+
+
+@pytest.mark.skipif(not (HERE / "data/MNIST").exists(), reason="needs the real data")
+@pytest.mark.parametrize(
+    ("name", "data", "result"),
+    [
+        ("dcgan-cifar10.pth", "cifar10-jpeg", "dcgan-cifar10-jpeg32-gan"),
+        ("dcgan-mnist.pth", "mnist", "dcgan-seed-0"),
+    ],
+)
+def test_samples_differ_as_those_of_the_run_did(name, data, result):
+    """What no classifier has a part in, within 1%."""
+    numbers = common.load(common.SHIPPED / name, ("dcgan",), "trained_on")
+    source = data if data == "mnist" else str(HERE / "data" / data)
+    real = images.load_images(source, "", str(HERE / "data"), numbers["image_size"])
+    seen = dcgan.measure(dcgan.build(numbers), {}, dcgan.spread_of(real))
+    before = json.loads((HERE / f"report/results/{result}.json").read_text())
+    assert seen["spread"] == pytest.approx(before["spread"], rel=0.01)
 
 
 @pytest.mark.parametrize(
