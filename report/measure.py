@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ import vae
 from plumbing import files, images, lenet, plots, process, sources
 
 CPU = torch.device("cpu")
+SEEDS = 0, 1, 2
 PICTURES = Path(__file__).parent / "pictures"
 CIFAR10 = "data/cifar10-jpeg" if Path("data/cifar10-jpeg").exists() else "cifar10"  # the same as a folder of JPEGs
 FACES = "data/lfw-bush" if Path("data/lfw-bush").exists() else "lfw"
@@ -50,6 +52,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence]) -> None:
     print("|---|" + "---:|" * (len(head) - 1))
     for row in rows:
         print("|", " | ".join(map(cell, row)), "|")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.2g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}{error}" if values else ""
 
 
 def save(figure, name: str) -> None:
@@ -107,13 +115,19 @@ def percent_grey(x: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------------------- char-RNN
 
 
+def shipped_text() -> tuple[nn.Module, tuple, Tensor]:
+    """The model that ships, (character to number, number to character), and the plays' held-out tenth as numbers."""
+    state = torch.load("weights/char_rnn.pth", weights_only=True)
+    text = char_rnn.load_text("data/shakespeare-works", "data", 1, 0.1, alphabet=state["chars"])
+    return char_rnn.build(state).float().eval(), char_rnn.char_maps(state["chars"]), text.test.long()
+
+
 @torch.no_grad()
-def nats_given(model: nn.Module, ids: Tensor, lengths: Iterable[int]) -> dict[int, Tensor]:
-    """The error on the same 3,454 characters, given so many before each and an empty state before these."""
-    at = torch.arange(1024, len(ids), 32)
+def nats_given(model: nn.Module, ids: Tensor, at: Tensor, lengths: Iterable[int]) -> dict[int, Tensor]:
+    """The error on the characters `at` (N,) of a text, given so many before each and an empty state before these."""
     nats = {}
     for length in lengths:
-        before = ids[at[:, None] + torch.arange(-length, 0)]  # (3454, length)
+        before = ids[at[:, None] + torch.arange(-length, 0)]  # (N, length)
         scores = torch.cat([model(part)[0][:, -1] for part in before.split(500)])
         nats[length] = F.cross_entropy(scores, ids[at], reduction="none")
     return nats
@@ -121,17 +135,17 @@ def nats_given(model: nn.Module, ids: Tensor, lengths: Iterable[int]) -> dict[in
 
 def memory() -> None:
     """What more characters to go on from are worth, and how far back an error's gradient reaches."""
-    model = weights(char_rnn, "runs/char_rnn-tinyshakespeare-2x256/char_rnn.pth")
-    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
-    at = torch.arange(1024, len(ids), 256)
-    x = F.one_hot(ids[at[:, None] + torch.arange(-512, 0)], model.in_dim).float().requires_grad_()  # (N, 512, V)
-    loss = F.cross_entropy(model(x)[0][:, -1], ids[at])
+    model, _, ids = shipped_text()
+    at = torch.arange(1024, len(ids), 128)
+    some = at[::20]
+    x = F.one_hot(ids[some[:, None] + torch.arange(-512, 0)], model.in_dim).float().requires_grad_()  # (N, 512, V)
+    loss = F.cross_entropy(model(x)[0][:, -1], ids[some])
     gradient = torch.autograd.grad(loss, x)[0]
     norms = gradient.norm(dim=-1).mean(0).flip(0)  # (512,): by the last character first
     rows = []
-    for length, nats in nats_given(model, ids, (1, 4, 16, 64, 256, 512)).items():
+    for length, nats in nats_given(model, ids, at, (1, 4, 16, 64, 256, 512)).items():
         rows.append((length, nats.mean().item(), (norms[length - 1] / norms[0]).item()))
-    table(("characters given", "nats", "gradient by the one so far back"), rows)
+    table((f"characters given, means over {len(at):,}", "nats", f"gradient by the one so far back, {len(some)}"), rows)
 
 
 def random_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int, forget: bool):
@@ -149,19 +163,21 @@ def shuffled() -> None:
         "shuffled, an empty state each time": partial(random_batch, forget=True),
         "shuffled, the state of another text": partial(random_batch, forget=False),
     }
-    flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "6000", "--eval-every", "6000"]
+    flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "3000", "--eval-every", "3000"]
     lengths = (4, 16, 32, 64, 256)
     ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
+    at = torch.arange(1024, len(ids), 32)
     rows = []
     for i, (name, way) in enumerate(ways.items()):
-        run = f"shuffled{i}"
         char_rnn.stream_batch = way
-        char_rnn.main([*flags, "--out", f"runs/{run}"])
-        nats = nats_given(weights(char_rnn, f"runs/{run}/char_rnn.pth"), ids, lengths)
-        gain = nats[16] - nats[256]
-        error = gain.std() / len(gain) ** 0.5
-        means = [value.mean().item() for value in nats.values()]
-        rows.append((name, results(run)["nats"], *means, f"{gain.mean():.3f} ± {error:.3f}"))
+        found = []
+        for seed in SEEDS:
+            run = f"shuffled{i}-seed-{seed}"
+            char_rnn.main([*flags, "--data", "tinyshakespeare", "--seed", str(seed), "--out", f"runs/{run}"])
+            nats = nats_given(weights(char_rnn, f"runs/{run}/char_rnn.pth"), ids, at, lengths)
+            means = [value.mean().item() for value in nats.values()]
+            found.append((results(run)["nats"], *means, (nats[16] - nats[256]).mean().item()))
+        rows.append((name, *map(spread, zip(*found, strict=True))))
     given = [f"given {length}" for length in lengths]
     table(("training", "the whole text", *given, "256 instead of 16 gain"), rows)
 
@@ -173,10 +189,8 @@ def words(text: str) -> list[str]:
 
 def temperature() -> None:
     """What the temperature does to 20,000 characters: entropy, spelling, repetition."""
-    state = torch.load("runs/char_rnn-tinyshakespeare-2x256/char_rnn.pth", weights_only=True)
-    model, maps = char_rnn.build(state).eval(), char_rnn.char_maps(state["chars"])
-    text = Path("data/tinyshakespeare.txt").read_text()
-    known = set(words(text))
+    model, maps, held_out = shipped_text()
+    known = {word for path in Path("data/shakespeare-works").glob("*.txt") for word in words(path.read_text())}
 
     @torch.no_grad()
     def described(name: str, sample: str, T: float) -> tuple:
@@ -192,7 +206,8 @@ def temperature() -> None:
     for T in (0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 5.0):
         torch.manual_seed(0)
         rows.append(described(f"T = {T}", char_rnn.generate_from_model(model, "\n", 20000, maps, T), T))
-    rows.append(described("T = 1.0, reading Shakespeare, held out", text[-20000:], 1.0))
+    last = "".join(maps[1][i] for i in held_out[-20000:].tolist())
+    rows.append(described("T = 1.0, reading Shakespeare, held out", last, 1.0))
     table(("", "entropy, nats per character", "% of words that he uses", "% of runs of 8 that are distinct"), rows)
 
 
@@ -217,9 +232,7 @@ def kinds_of_lines(text: str) -> list[float]:
 
 def plays() -> None:
     """What share of lines is headings, stage directions, speakers: in the shipped model's text and in the original."""
-    state = torch.load("weights/char_rnn.pth", weights_only=True)
-    model, maps = char_rnn.build(state).float().eval(), char_rnn.char_maps(state["chars"])
-    held_out = char_rnn.load_text("data/shakespeare-works", "data", 1, 0.1, alphabet=state["chars"]).test
+    model, maps, held_out = shipped_text()
     original = "".join(maps[1][i] for i in held_out.tolist())
     rows = [("Shakespeare, held out", *kinds_of_lines(original))]
     for T in (0.5, 0.8, 1.0):
@@ -252,23 +265,31 @@ def show_samples(ax, model: vae.VAE, n: int, columns: int) -> None:
     ax.axis("off")
 
 
+def seeds_of(candidate: str) -> list[str]:
+    """The runs of a candidate of report/race.py, by RACE/CANDIDATE."""
+    return [f"race/{candidate}/seed-{seed}" for seed in SEEDS]
+
+
 def beta() -> None:
-    """Runs runs/beta0, 0.1, 1, 4, 10: the two terms, latent space, samples."""
+    """The race `beta`: the two terms, latent space, samples."""
     rows = []
     figure, axes = panels(3, 5, (15, 9))
     for (terms, plane, samples), b in zip(axes.T, ("0", "0.1", "1", "4", "10"), strict=True):
-        run = f"beta{b}"
-        model, mu, log_sigma2, labels = codes(run)
-        r = results(run)
-        loss = vae.evaluate(model, mnist(32).test[: r["log_px_images"]], 1.0)["loss"]  # minus the ELBO of these images
-        sigma, spread = log_sigma2.exp().sqrt().mean().item(), mu.std(0).mean().item()
-        measured = (r["rec"], r["kl"], r["elbo"], r["fd_lenet"], 100 * r["confident"])
-        rows.append((f"β = {b}", *measured, n_active(mu), sigma, spread, r["log_px"] + loss))
+        runs, found = seeds_of(f"beta/β-{b}"), []
+        for run in runs:
+            model, mu, log_sigma2, _ = codes(run)
+            r = results(run)
+            loss = vae.evaluate(model, mnist(32).test[: r["log_px_images"]], 1.0)["loss"]  # minus these images' ELBO
+            inside = n_active(mu), log_sigma2.exp().sqrt().mean().item(), mu.std(0).mean().item()
+            terms_of_loss = r["rec"], r["kl"], r["elbo"]
+            found.append((*terms_of_loss, r["fd_lenet"], 100 * r["confident"], *inside, r["log_px"] + loss))
+        rows.append((f"β = {b}", *map(spread, zip(*found, strict=True))))
 
-        terms.plot(*column(run, "test", "rec"), label="reconstruction")
-        terms.plot(*column(run, "test", "kl"), label="KL")
+        terms.plot(*column(runs[0], "test", "rec"), label="reconstruction")
+        terms.plot(*column(runs[0], "test", "kl"), label="KL")
         terms.set(title=f"β = {b}", xlabel="step", ylim=(0, 260))
         terms.legend(title="nats, held out")
+        model, mu, _, labels = codes(runs[0])
         plots.scatter(plane, plots.tsne(mu.numpy()), labels)
         plane.set_title("codes, t-SNE")
         show_samples(samples, model, 48, 8)
@@ -279,36 +300,39 @@ def beta() -> None:
 
 
 def latents() -> None:
-    """Latent dimensions and networks: results.json, samples, how far σ ranges."""
-    runs = {
-        "2 latents": "z2",
-        "3 latents": "z3",
-        "10 latents": "beta1",
-        "100 latents": "z100",
-        "10 latents, technion": "technion",
-        "10 latents, mlp": "mlp",
+    """The race `latents` and β = 1 of `beta`: latent dimensions and networks, samples, how far σ ranges."""
+    candidates = {
+        "3 latents, tsinghua": "latents/3-tsinghua",
+        "10 latents, tsinghua": "latents/10-tsinghua",
+        "100 latents, tsinghua": "latents/100-tsinghua",
+        "10 latents, technion": "beta/β-1",
+        "10 latents, mlp": "latents/10-mlp",
     }
     rows = []
     figure, axes = panels(2, 3, (15, 5))
-    for ax, (name, run) in zip(axes.flat, runs.items(), strict=True):
-        model, mu, log_sigma2, _ = codes(run)
-        r = results(run)
+    for ax, (name, candidate) in zip(axes.flat, candidates.items(), strict=False):
+        runs, found = seeds_of(candidate), []
+        for run in runs:
+            r = results(run)
+            measured = [r[key] for key in ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")]
+            found.append((*measured, 100 * r["confident"], n_active(codes(run)[1])))
+        model, _, log_sigma2, _ = codes(runs[0])
         n_parameters = sum(p.numel() for p in model.parameters())
-        measured = [r[key] for key in ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")]
         low, high = log_sigma2.quantile(0.01).item(), log_sigma2.quantile(0.99).item()
-        rest = (100 * r["confident"], n_active(mu), f"{low:.1f} to {high:.1f}")
-        rows.append((name, f"{n_parameters:,}", *measured, *rest))
+        rows.append((name, f"{n_parameters:,}", *map(spread, zip(*found, strict=True)), f"{low:.1f} to {high:.1f}"))
         show_samples(ax, model, 40, 10)
         ax.set_title(name)
+    axes[-1, -1].axis("off")
     head = ("", "parameters", "ELBO", "reconstruction", "KL", "log p(x)", "FD-LeNet", "class entropy", "% sure of")
-    table((*head, "active", "log σ², 98% of all"), rows)
+    table((*head, "active", "log σ², 98% of all, seed 0"), rows)
     save(figure, "latents")
 
 
 def homework() -> None:
-    """Runs runs/z3, beta1, z100: the six curves of each, and the grids that the run left."""
+    """The homework's networks of the race `latents`: the six curves of each, and the grids that the run left."""
     figure, axes = panels(6, 3, (13, 22))
-    for column_of_axes, run in zip(axes.T, ("z3", "beta1", "z100"), strict=True):
+    for column_of_axes, z in zip(axes.T, (3, 10, 100), strict=True):
+        run = f"race/latents/{z}-tsinghua/seed-0"
         folder = Path("runs", run)
         flags = json.loads((folder / "config.json").read_text())["flags"]
         titles = {"rec": "reconstruction", "kl": "KL"}
@@ -514,7 +538,7 @@ def generators() -> dict[str, tuple]:
     """(script, model) by name."""
     return {
         "VAE, 10 latents": (vae, weights(vae, "weights/vae.pth")),
-        "VAE, 100 latents": (vae, weights(vae, "runs/z100/vae.pth")),
+        "VAE, 100 latents": (vae, weights(vae, "runs/race/latents/100-tsinghua/seed-0/vae.pth")),
         "DCGAN": (dcgan, weights(dcgan, "weights/dcgan-mnist.pth")),
     }
 

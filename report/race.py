@@ -1,9 +1,9 @@
 """Recipes raced on a validation part: `python -m report.race NAME [--jobs 2] [--seeds 0 1 2]`.
 
 Each NAME is a list of candidates below: a script, its flags, and for what no flag does, a function that replaces one
-thing. All train on the training set without its last tenth and are measured on that tenth; only `confirmed` looks at
-the test set. Every candidate and seed is a process with one thread and a run folder in runs/race/, so a race that was
-stopped goes on, and what has been run is not run again. Prints the table as Markdown.
+thing. All train on the training set without its last tenth and are measured on that tenth; only those of REPORTED,
+which choose nothing, look at the test set. Every candidate and seed is a process with one thread and a run folder in
+runs/race/, so a race that was stopped goes on, and what has been run is not run again. Prints the table as Markdown.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 
@@ -26,7 +25,7 @@ import dcgan
 import simclr
 import vae
 from plumbing import images, lenet, run_folder
-from report.measure import CIFAR10, FACES, adam, table
+from report.measure import CIFAR10, FACES, adam, spread, table
 
 
 def slow_down(steps: int) -> None:
@@ -152,6 +151,10 @@ RACES = {
             ("conv", "gan", "0"),
         )
     },
+    "collapsed": {  # the same for as long as a usual run
+        f"{arch}, {loss}": f"{COLLAPSE} --beta1 0.5 --steps 4690 --arch {arch} --loss {loss}"
+        for arch, loss in (("dense", "gan"), ("dense", "lsgan"), ("conv", "gan"))
+    },
     "dcgan-mnist": {
         f"lr {lr}, β₁ {b}": f"{DIGITS} --steps 1000 --lr {lr} --beta1 {b}"
         for lr in ("1e-3", "2e-3", "4e-3")
@@ -196,6 +199,14 @@ RACES = {
         "192 wide": f"{VAE} --steps 20000 --width 192",
         "192 wide, weights decay, 0.1": (f"{VAE} --steps 20000 --width 192", partial(decay, 0.1)),
     },
+    "beta": {
+        f"β = {beta}": f"vae --data mnist --width 64 --steps 5000 --beta {beta}"
+        for beta in ("0", "0.1", "1", "4", "10")
+    },
+    "latents": {
+        **{f"{z}, tsinghua": f"vae --data mnist --latent-dim {z} --arch tsinghua --steps 5000" for z in (3, 10, 100)},
+        "10, mlp": "vae --data mnist --arch mlp --steps 5000 --lr 1e-3",
+    },
     "binarized": {
         "mlp, lr 1e-3": DENSE_BINARY,
         "mlp, lr 2e-3": f"{DENSE_BINARY} --lr 2e-3",
@@ -234,6 +245,7 @@ RACES = {
         for lr, b in (("2e-4", "0.5"), ("5e-4", "0"), ("1e-3", "0"), ("2e-3", "0"))
     },
 }
+REPORTED = "confirmed", "beta", "latents", "collapsed"
 NUMBERS = ("fd_lenet", "class_entropy", "elbo", "log_px", "knn")
 
 
@@ -262,7 +274,7 @@ def candidate(name: str, label: str) -> tuple[list[str], Callable]:
 def run(name: str, label: str, seed: int) -> None:
     """One candidate, in a process of its own."""
     (script, *flags), change = candidate(name, label)
-    if name != "confirmed":
+    if name not in REPORTED:
         images.load_images = without_the_test_set(images.load_images)
     change()
     importlib.import_module(script).main([*flags, "--seed", str(seed), "--out", str(folder(name, label, seed))])
@@ -282,12 +294,6 @@ def start(name: str, label: str, seed: int) -> None:
     done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
     said = done.stderr[-500:] if done.returncode else "done"
     print(f"{label}, seed {seed}: {said}", file=sys.stderr)
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard error."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.2g}" if len(values) > 1 else ""
-    return f"{mean(values):.4g}{error}" if values else ""
 
 
 def show(name: str, labels: list[str], seeds: list[int]) -> None:

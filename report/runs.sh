@@ -22,10 +22,9 @@ python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 4500 --warmup
 cp -r runs/simclr-2h runs/simclr-2h-5000  # goes on from there; the measurements below take that of 4,500 steps
 python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 5000 --warmup 200 --lr 0.12 --half-size 0.9 --out runs/simclr-2h-5000
 
-# report/vae.md, fid.md and dcgan.md: the homework's three VAEs; faces
-python vae.py --data mnist --latent-dim 3 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/z3
-python vae.py --data mnist --latent-dim 10 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/beta1
-python vae.py --data mnist --latent-dim 100 --arch tsinghua --lr 1e-3 --lr-schedule constant --steps 10000 --out runs/z100
+# report/vae.md, fid.md and dcgan.md: β, the homework's three VAEs; faces
+python -m report.race beta
+python -m report.race latents
 python vae.py --data data/lfw-bush --latent-dim 64 --steps 3000 --out runs/faces-vae
 python -m report.race faces --seeds 0 --only "lr 1e-3"
 
@@ -36,6 +35,8 @@ python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --los
 python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --arch conv --steps 469 --out runs/conv-cured
 python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.002 --steps 1876 --log-every 469 --out runs/gan-lr2
 python -m report.race collapse
+python -m report.race collapsed --only "dense, gan" "dense, lsgan"
+python -m report.race collapsed --only "conv, gan" --seeds 0
 
 # report/recipes.md
 python -m report.race gan-dense --seeds 0 1
@@ -53,7 +54,12 @@ python -m report.race binarized --seeds 0
 python -m report.race simclr --seeds 0
 
 # What no script prints by itself: tables to standard output, pictures into report/pictures/
+python -m report.measure memory
+python -m report.measure shuffled
+python -m report.measure temperature
 python -m report.measure plays
+python -m report.measure beta
+python -m report.measure latents
 python -m report.measure homework
 python -m report.measure prior
 python -m report.measure draws

@@ -1,0 +1,111 @@
+"""report/runs.sh, every line in its order, at tiny sizes: what is said to make the figures again still runs."""
+
+import importlib
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import char_rnn
+import dcgan
+import fid
+import gan_mnist
+import simclr
+import vae
+from plumbing import images, lenet, plots, run_folder
+from report import bench, measure, race
+from tests.helpers import HERE, LONG
+
+TINY = {
+    char_rnn: "--steps 2 --eval-every 2 --batch-size 2",
+    vae: "--steps 2 --sample-every 2 --samples 2 --batch-size 4 --width 8",
+    gan_mnist: "--steps 2 --sample-every 1 --batch-size 4",
+    dcgan: "--steps 2 --sample-every 1 --batch-size 4",
+    simclr: "--steps 2 --warmup 1 --sample-every 2 --batch-size 4 --image-size 8",
+}
+CHANGED = (  # by the candidates of races and by measurements
+    (dcgan, "update"),
+    (dcgan.Discriminator, "__init__"),
+    (vae, "kl_warmup"),
+    (vae.VAE, "posterior"),
+    (torch.optim, "Adam"),
+    (simclr, "look_inside"),
+    (images, "load_images"),
+    (lenet, "classifier"),
+    (char_rnn, "stream_batch"),
+)
+
+
+def undone(patch) -> None:
+    """What the line changes is changed back when `patch` ends."""
+    for owner, name in CHANGED:
+        patch.setattr(owner, name, getattr(owner, name))
+
+
+def make_tiny(patch) -> None:
+    """Few images, few samples, two steps; races run here, one seed each."""
+    load_images, load_text, generate = images.load_images, char_rnn.load_text, char_rnn.generate_from_model
+
+    def few_images(*given):
+        data = load_images(*given)
+        n, m = (300, 500) if data.train.shape[1] == 3 else (10000, 8000)  # digits are paired by their numbers
+        train, labels = data.train[:n], data.train_labels[:n]
+        return data._replace(train=train, train_labels=labels, test=data.test[:m], test_labels=data.test_labels[:m])
+
+    def short_text(*given, **how):
+        text = load_text(*given, **how)
+        return text._replace(train=text.train[:5000], test=text.test[-3000:])
+
+    def start(name: str, label: str, seed: int) -> None:
+        with patch.context() as change:
+            undone(change)
+            race.run(name, label, seed)
+        assert run_folder.read_json(race.folder(name, label, seed) / "results.json")
+
+    def shorter(script):
+        main, tiny = script.main, TINY[script].split()
+        return lambda argv: main([*argv, *tiny] if script.get_args(argv).training else argv)
+
+    for script in TINY:
+        patch.setattr(script, "main", shorter(script))
+    patch.setattr(images, "load_images", few_images)
+    # the weights that ship were made from all images, and say so
+    patch.setattr(images, "load_again", lambda name, folder, numbers: few_images(name, "", folder, numbers["image_size"]))
+    patch.setattr(char_rnn, "load_text", short_text)
+    patch.setattr(char_rnn, "generate_from_model", lambda model, start, n, *a, **k: generate(model, start, 200, *a, **k))
+    patch.setattr(fid, "SAMPLES", 100)
+    patch.setattr(plots, "tsne", lambda h: h[:, :2])
+    patch.setattr(race, "start", start)
+    patch.setattr(measure, "SEEDS", (0,))
+    patch.setattr(measure, "PICTURES", Path("pictures"))
+    patch.setattr(measure, "fit", lambda *given, fit=measure.fit: fit(*given[:-1], 1))
+
+
+@pytest.mark.skipif(not LONG, reason="a hundred runs of two steps take a quarter of an hour: --long")
+@pytest.mark.skipif(not (HERE / "data/MNIST").exists(), reason="needs the real data")
+def test_every_line_of_runs_sh_runs(monkeypatch, capsys):
+    for name in ("data/cache", "pictures"):
+        Path(name).mkdir(parents=True)
+    decoded = (path for path in HERE.glob("data/cache/*") if not path.name.startswith("lenet"))
+    for path in (HERE / "weights", *HERE.glob("data/[!c]*"), HERE / "data/cifar10-jpeg", *decoded):
+        Path(path.relative_to(HERE)).symlink_to(path)
+    make_tiny(monkeypatch)
+    lines = [line for line in (HERE / "report/runs.sh").read_text().splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        command, *words = shlex.split(line, comments=True)
+        if command == "cp":
+            shutil.copytree(*words[1:])
+            continue
+        name, *flags = words[1:] if words[0] == "-m" else words
+        with monkeypatch.context() as change, capsys.disabled():
+            undone(change)
+            print(line)
+            if name == "report.race":
+                race.main([*flags, "--jobs", "1", "--seeds", "0"])
+            elif name == "report.bench":
+                bench.get_args(flags)
+            else:
+                importlib.import_module(name.removesuffix(".py")).main(flags)
+    assert len(lines) > 50
