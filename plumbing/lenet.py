@@ -72,6 +72,7 @@ def classifier(data: images.ImageData, data_dir: str, device: torch.device | str
     return net
 
 
+@torch.enable_grad()
 def _trained(net: LeNet, data: images.ImageData, epochs: int = 8, batch_size: int = 64) -> LeNet:
     device = next(net.parameters()).device
     n = len(data.train)

@@ -166,7 +166,8 @@ def test_a_data_set_is_read_at_the_size_of_what_it_is_compared_with(capsys, monk
 
 def test_lenet_is_trained_once(capsys, monkeypatch):
     data = images.load_images("digits", "mnist", "data", 28)
-    net = lenet.classifier(data, "data", torch.device("cpu"))
+    with torch.no_grad():  # where whoever measures stands
+        net = lenet.classifier(data, "data", torch.device("cpu"))
     assert net.accuracy > 0.9 and f"accuracy {net.accuracy:.2%}" in capsys.readouterr().err
     file = next(Path("data/cache").glob("lenet-digits-*.pth"))
     assert net.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
