@@ -510,7 +510,9 @@ def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
     """Adam with another β₂, or with learning rates of G and D that are multiples of --lr."""
     Adam, times = torch.optim.Adam, iter((G, D))
 
-    def other(parameters, lr, betas=(0.9, 0.999), **rest):
+    def other(parameters, lr=None, betas=(0.9, 0.999), **rest):
+        if lr is None:  # that of a classifier
+            return Adam(parameters, betas=betas, **rest)
         return Adam(parameters, lr * next(times, 1), (betas[0], beta2), **rest)
 
     torch.optim.Adam = other
