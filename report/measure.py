@@ -301,6 +301,7 @@ def beta() -> None:
     save(figure, "beta")
 
 
+@torch.no_grad()
 def latents() -> None:
     """The race `latents` and β = 1 of `beta`: latent dimensions and networks, samples, how far σ ranges."""
     candidates = {
@@ -317,7 +318,10 @@ def latents() -> None:
         for run in runs:
             r = results(run)
             measured = [r[key] for key in ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")]
-            found.append((*measured, 100 * r["confident"], n_active(codes(run)[1])))
+            model, mu, _, _ = codes(run)
+            before_z = model.encoder[:-1](vae.scale(model, mnist(32).test[:2000]))  # (N, units), after a ReLU
+            alive = (before_z > 0).any(0).float().mean().item()
+            found.append((*measured, 100 * r["confident"], n_active(mu), 100 * alive))
         model, _, log_sigma2, _ = codes(runs[0])
         n_parameters = sum(p.numel() for p in model.parameters())
         low, high = log_sigma2.quantile(0.01).item(), log_sigma2.quantile(0.99).item()
@@ -326,7 +330,7 @@ def latents() -> None:
         ax.set_title(name)
     axes[-1, -1].axis("off")
     head = ("", "parameters", "ELBO", "reconstruction", "KL", "log p(x)", "FD-LeNet", "class entropy", "% sure of")
-    table((*head, "active", "log σ², 98% of all, seed 0"), rows)
+    table((*head, "active", "% of units before z ever above 0", "log σ², 98% of all, seed 0"), rows)
     save(figure, "latents")
 
 
