@@ -24,7 +24,8 @@ python simclr.py --data data/cifar10-jpeg --batch-size 128 --steps 5000 --warmup
 
 # report/vae.md, fid.md and dcgan.md: β, the homework's three VAEs; faces
 python -m report.race beta
-python -m report.race latents
+python -m report.race latents --only "3, tsinghua" "10, tsinghua" "100, tsinghua" "10, mlp"
+python -m report.race latents --only "3, tsinghua, lr 3e-3" "10, tsinghua, lr 3e-3" "100, tsinghua, lr 3e-3" --seeds 0
 python vae.py --data data/lfw-bush --latent-dim 64 --steps 3000 --out runs/faces-vae
 python -m report.race faces --seeds 0 --only "lr 1e-3"
 
@@ -35,8 +36,7 @@ python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --los
 python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.003 --arch conv --steps 469 --out runs/conv-cured
 python gan_mnist.py --data mnist --beta1 0.5 --sample-every 469 --lr 0.002 --steps 1876 --log-every 469 --out runs/gan-lr2
 python -m report.race collapse
-python -m report.race collapsed --only "dense, gan" "dense, lsgan"
-python -m report.race collapsed --only "conv, gan" --seeds 0
+python -m report.race collapsed
 
 # report/recipes.md
 python -m report.race gan-dense --seeds 0 1
