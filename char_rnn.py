@@ -23,12 +23,10 @@ of an AMD EPYC (Zen 5), bf16): the first command 1.548 after 106 seconds (1,000 
 import copy
 import itertools
 import math
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,9 +84,7 @@ def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
 
 def remove_chars(text: str, chars_to_remove: list[str]) -> tuple[str, int]:
     """(text without these characters, how many were removed)."""
-    if not chars_to_remove:
-        return text, 0
-    clean = text.translate(dict.fromkeys(map(ord, chars_to_remove)))
+    clean = texts.without(text, chars_to_remove)
     return clean, len(text) - len(clean)
 
 
@@ -145,54 +141,6 @@ def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: in
     x, y = (ids[i : i + batch_size * length].view(batch_size, length) for i in (start, start + 1))
     now = slice(j * seq_len, (j + 1) * seq_len)
     return x[:, now].long(), y[:, now].long(), j == 0
-
-
-class Text(NamedTuple):
-    """Indices of what is trained on and of what is held out, and the alphabet in the order of its indices."""
-
-    name: str
-    train: Tensor  # uint8, int16 or int32 (N,)
-    test: Tensor
-    chars: str
-    crc: int
-    note: str = ""
-
-    def __str__(self) -> str:
-        held_out = "" if self.test is self.train else f" + {len(self.test):,} held-out"
-        return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
-
-
-def load_text(
-    source: str | None,
-    data_dir: str,
-    min_count: int,
-    held_out: float,
-    encoding: str | None = None,
-    alphabet: str | None = None,
-) -> Text:
-    """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had.
-
-    alphabet: characters, in the order of their indices, beside which all are removed; None are those of the text.
-    """
-    text, source, note = texts.read_usual(source, data_dir, encoding)
-    counts = texts.char_counts(text)
-    rare = {c: n for c, n in counts.items() if n < min_count or c not in (alphabet or counts)}
-    text, _ = remove_chars(text, list(rare))
-    char_to_idx, _ = char_maps(alphabet or text)
-    chars = "".join(char_to_idx)
-    if len(chars) < 2:
-        common.fail(f"--data {source}: {len(text):,} characters, {len(chars)} of them distinct: nothing to learn")
-    print(f"the text begins: {text[:200]!r}\nalphabet: {texts.some(chars)}")
-    print(f"removed: {texts.some(rare) if rare else 'nothing'}")
-    ids = encode(text, char_to_idx)
-    n = int(len(ids) * (1 - held_out))
-    if n < len(ids) < n + 2:
-        common.fail(f"--held-out {held_out} of {len(ids)} characters leaves too few to measure; 0 holds nothing out")
-    train, test = ids[:n], ids[n:]
-    if not len(test):
-        test, note = train, f"{note}, measured on the training text"
-    name = "-".join(re.findall(r"\w+", Path(source).stem)) or "text"
-    return Text(name, train, test, chars, texts.crc(text), note)
 
 
 def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -459,7 +407,7 @@ def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> fl
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
     args, begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
-    text = load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
+    text = texts.load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
     if len(ids) < need:
         batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"

@@ -441,18 +441,6 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
     print(f"{path}: each pair of z on a line and, below it, on the sphere")
 
 
-def export_both(G: Generator, discriminator: Path, folder: Path) -> None:
-    from plumbing.export import export
-
-    export(G.cpu(), torch.randn(3, G.z_dim), folder / "DCGAN_model_G.pth", "z ~ N(0, I) -> images in [-1, 1]")
-    if not discriminator.exists():
-        common.fail(f"{discriminator.parent} holds no discriminator.pth: only the generator was exported")
-    numbers = common.load(discriminator, ("dcgan",), "trained_on", network="D")
-    D = build(numbers, Discriminator).eval()
-    x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-    export(D, 2 * x - 1, folder / "DCGAN_model_D.pth", "images in [-1, 1] -> logits, above 0 for data")
-
-
 def use(args: Namespace, device: torch.device) -> None:
     """What is done with trained weights."""
     numbers, path = common.find_weights("dcgan", "generator.pth", args)
@@ -470,7 +458,14 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
-        export_both(G, path.with_name("discriminator.pth"), folder)
+        from plumbing.export import export_discriminator, export_generator
+
+        export_generator(G.cpu(), folder / "DCGAN_model_G.pth")
+        path = path.with_name("discriminator.pth")
+        if not path.exists():
+            common.fail(f"{path.parent} holds no discriminator.pth: only the generator was exported")
+        numbers = common.load(path, ("dcgan",), "trained_on", network="D")
+        export_discriminator(build(numbers, Discriminator).eval(), numbers, folder / "DCGAN_model_D.pth")
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

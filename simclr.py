@@ -92,18 +92,18 @@ def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
     return F.relu(1 - distance.abs())
 
 
-def mirror(columns: Tensor, chosen: Tensor) -> Tensor:
-    """Matrices (B, S, S) of `resampling`, reversed where `chosen` (B,) says so."""
-    return torch.where(chosen[:, None, None], columns.flip(1), columns)
-
-
-def crop_and_flip(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
-    """Random resized crop, mirrored half of the time: two small matrix products per channel."""
+def crop(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
+    """Random resized crop: two small matrix products per channel."""
     size = x.shape[-1]
     top, left, height, width = crop_boxes(len(x), size, x.device, scale)
-    mirrored = torch.rand(len(x), device=x.device) < 0.5
-    rows, columns = resampling(top, height, size), mirror(resampling(left, width, size), mirrored)
+    rows, columns = resampling(top, height, size), resampling(left, width, size)  # (B, S, S)
     return rows[:, None] @ x @ columns[:, None].mT
+
+
+def flip(x: Tensor) -> Tensor:
+    """Half of the images mirrored."""
+    mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    return torch.where(mirrored, x.flip(-1), x)
 
 
 def grey(x: Tensor) -> Tensor:
@@ -151,14 +151,15 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
     order[torch.rand(n) >= p] = -1  # these are left alone
     parts = [(turn == k).nonzero()[:, 0] for turn in order.T for k in range(4)]
     parts = hardware.moved(torch.cat(parts), device).split([len(i) for i in parts])
-    for i, (adjust, amount) in zip(parts, 4 * [*zip(ADJUST, amounts, strict=True)], strict=True):
+    for k, i in enumerate(parts):  # of each of four turns the images that each adjustment has
+        adjust, amount = ADJUST[k % 4], amounts[k % 4]
         x[i] = adjust(x[i], amount[i])
     return x
 
 
 def augment(x: Tensor) -> Tensor:
     """uint8 images (B, 1 or 3, S, S) -> one view of each, (B, 3, S, S) in [0, 1]."""
-    x = jitter(crop_and_flip(floats(x)))
+    x = jitter(flip(crop(floats(x))))
     colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
     return torch.where(colourless, grey(x), x)
 
@@ -394,16 +395,6 @@ class Encoder(nn.Module):
         return F.normalize(self.f((x - self.mean) / self.std), dim=1)
 
 
-def export_encoder(model: Model, numbers: dict, folder: Path) -> None:
-    """f with its normalisation as TorchScript and torch.export archive, and its weights under torchvision's names."""
-    from plumbing.export import export, export_resnet
-
-    x = torch.rand(3, 3, numbers["image_size"], numbers["image_size"])
-    ranges = "images (B, 3, S, S) in [0, 1] -> h, of length 1"
-    export(Encoder(model.f, numbers), x, folder / "SimCLR_encoder.pth", ranges)
-    export_resnet(model.f, numbers["encoder"], ("maxpool",), folder / f"{numbers['encoder']}.pth")
-
-
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
     args, begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
@@ -493,7 +484,10 @@ def use(args: Namespace, device: torch.device) -> None:
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
-        export_encoder(model.cpu().eval(), numbers, common.output_folder(args, path))
+        from plumbing.export import export_encoder
+
+        encoder = Encoder(model.f, numbers).cpu().eval()
+        export_encoder(encoder, numbers, common.output_folder(args, path))
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

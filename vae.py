@@ -20,7 +20,6 @@ at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; of grey
 -105.1, -99.6, 108 (one seed).
 """
 
-import copy
 import math
 from argparse import Namespace
 from collections.abc import Iterator
@@ -30,10 +29,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 import common
-from plumbing import described, files, images, latent, plots, run_folder
+from plumbing import described, files, images, latent, run_folder
+from plumbing.networks import output_shape, place
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither
@@ -122,18 +121,6 @@ class DecoderCNN(nn.Module):
 def full(x: Tensor) -> Tensor:
     """What autocast has left in bfloat16 as float32, what follows being sums and exponentials."""
     return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def place(net: nn.Module) -> dict:
-    """Device and dtype of its parameters."""
-    parameter = next(net.parameters(), torch.empty(0))
-    return {"device": parameter.device, "dtype": parameter.dtype}
-
-
-@torch.no_grad()
-def output_shape(net: nn.Module, in_size) -> tuple[int, ...]:
-    """Of one input of this shape, by a copy: the net stays as it is, BatchNorm's statistics included."""
-    return tuple(copy.deepcopy(net).eval()(torch.zeros(1, *in_size, **place(net))).shape[1:])
 
 
 class VAE(nn.Module):
@@ -413,38 +400,6 @@ def codes(model: VAE, x: Tensor) -> dict[str, Tensor]:
     return {"mu": mu, "log_sigma2": log_sigma2, "elbo": bounds}
 
 
-class AtTheMean(nn.Module):
-    """Images -> (reconstruction from z = μ, μ, log σ²): what --export writes, the same each time."""
-
-    def __init__(self, model: VAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mu, log_sigma2 = self.model.posterior(x)
-        return self.model.decode(mu), mu, log_sigma2
-
-
-@torch.no_grad()
-def draw_latent(model: VAE, data: images.ImageData, folder: Path) -> None:
-    """Codes μ of 2,000 test images by class, latent.png: their t-SNE, or, in two dimensions, themselves beside the
-    manifold; and latent.html, a plane of z to walk through.
-    """
-    x, labels = data.test[:2000], data.test_labels[:2000]
-    mu = posteriors(model, x)[0].cpu()
-
-    def decode(z: Tensor) -> Tensor:
-        return visible(model, model.decode(z.to(next(model.parameters()).device)))
-
-    latent.write(folder / "latent.html", decode, mu, x / 255, labels, data.classes, f"Latent space of {data.name}")
-    manifold = None
-    if model.z_dim == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
-        q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
-        z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
-        manifold = make_grid(decode(z), 20, padding=0)
-    plots.codes(mu.numpy(), labels, data.classes, f"codes of {len(x):,} test images", folder / "latent.png", manifold)
-
-
 def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, args: Namespace) -> dict[str, object]:
     """End-of-run evaluation, in float32, of the weights file `path`: pictures into the folder, numbers back."""
     import fid
@@ -462,7 +417,8 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     if not results["active_units"]:
         files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
     draw_interpolation(model, images.one_of_each(data), folder / "interpolation.png")
-    draw_latent(model, data, folder)
+    mu = posteriors(model, data.test[:2000])[0]
+    latent.draw(lambda z: visible(model, model.decode(z)), mu, data, folder)
     judges = fid.judges(data, args.data_dir, torch.device(args.device))
     return results | fid.report(fid.measured(partial(draw, model), judges), data, args, path)
 
@@ -596,12 +552,9 @@ def use(args: Namespace, device: torch.device) -> None:
         results = look_inside(model, data, path, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.export:
-        from plumbing.export import export
+        from plumbing.export import export_vae
 
-        x = torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
-        low = 0 if model.likelihood == "bernoulli" else -1
-        ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
-        export(AtTheMean(model.cpu()), x, folder / "VAE_model.pth", ranges)
+        export_vae(model.cpu(), numbers, folder / "VAE_model.pth")
 
 
 def main(argv: list[str] | None = None) -> run_folder.Run | None:

@@ -43,6 +43,47 @@ def export(model: nn.Module, x: Tensor, path: Path, ranges: str) -> None:
         print(f"{file}: ({shape}) in, within {error:.0e} of the model")
 
 
+class AtTheMean(nn.Module):
+    """Images -> (reconstruction from z = μ, μ, log σ²) of a VAE: without noise, so the same each time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, log_sigma2 = self.model.posterior(x)
+        return self.model.decode(mu), mu, log_sigma2
+
+
+def some_images(numbers: dict) -> Tensor:
+    """Three of random pixels in [0, 1], of the channels and size that a weights file names."""
+    return torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
+
+
+def export_vae(model: nn.Module, numbers: dict, path: Path) -> None:
+    """export() of vae.py's model at z = μ."""
+    low = 0 if model.likelihood == "bernoulli" else -1
+    ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
+    export(AtTheMean(model), some_images(numbers), path, ranges)
+
+
+def export_generator(G: nn.Module, path: Path) -> None:
+    """export() of dcgan.py's G."""
+    export(G, torch.randn(3, G.z_dim), path, "z ~ N(0, I) -> images in [-1, 1]")
+
+
+def export_discriminator(D: nn.Module, numbers: dict, path: Path) -> None:
+    """export() of dcgan.py's D."""
+    export(D, 2 * some_images(numbers) - 1, path, "images in [-1, 1] -> logits, above 0 for data")
+
+
+def export_encoder(encoder: nn.Module, numbers: dict, folder: Path) -> None:
+    """export() of simclr.py's Encoder, and the weights of its f under torchvision's names."""
+    ranges = "images (B, 3, S, S) in [0, 1] -> h, of length 1"
+    export(encoder, some_images(numbers | {"channels": 3}), folder / "SimCLR_encoder.pth", ranges)
+    export_resnet(encoder.f, numbers["encoder"], ("maxpool",), folder / f"{numbers['encoder']}.pth")
+
+
 def export_resnet(f: nn.Sequential, name: str, without: tuple[str, ...], path: Path) -> None:
     """Write the weights of f, torchvision's resnet18 or resnet50 as a Sequential without some layers and without fc, as
     a state dict with torchvision's names."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 import common
-from plumbing import files
+from plumbing import files, images, plots
 
 N, SIDE, SHOWN = 32, 32, 256  # decodings a side, the pixels of each, held-out images
 
@@ -55,22 +56,43 @@ class Plane:
 
 
 @torch.no_grad()
+def draw(decode: Callable, mu: Tensor, data: images.ImageData, folder: Path) -> None:
+    """The codes μ (N, Z) of the first N test images by class, latent.png: their t-SNE, or, in two dimensions,
+    themselves beside what the plane of z decodes to; and latent.html, the same to walk through.
+
+    decode: (M, Z), on the device of mu, -> images in [0, 1].
+    """
+    x, labels = data.test[: len(mu)], data.test_labels[: len(mu)]
+    manifold = None
+    if mu.shape[1] == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
+        q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
+        z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
+        manifold = make_grid(decode(z.to(mu.device)), 20, padding=0)
+    title = f"codes of {len(mu):,} test images"
+    plots.codes(mu.cpu().numpy(), labels, data.classes, title, folder / "latent.png", manifold)
+    write(folder / "latent.html", decode, mu, x / 255, labels, data.classes, f"Latent space of {data.name}")
+
+
+@torch.no_grad()
 def write(
     path: Path, decode: Callable, mu: Tensor, x: Tensor, labels: Tensor, classes: Sequence[str], title: str
 ) -> None:
     """A map of the latent space with the codes of held-out images on it.
 
-    decode: (N, Z) -> images in [0, 1]. mu (M, Z), x (M, C, H, W) in [0, 1], labels (M,): of held-out images.
+    decode: (N, Z), on the device of mu, -> images in [0, 1]. mu (M, Z), x (M, C, H, W) in [0, 1], labels (M,): of
+    held-out images.
     """
     if len(mu) < 3:
         files.say(f"{path.name} is left out: a plane takes three held-out images, and there are {len(mu)}")
         return
+    device = mu.device
     mu, x, labels = mu.cpu()[:SHOWN], x[:SHOWN], labels[:SHOWN]
     classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
     plane = Plane(mu, labels)
     at = (torch.arange(N) + 0.5) / N
     v, u = torch.meshgrid(at, at, indexing="ij")
-    decoded = torch.cat([decode(z).cpu() for z in plane.codes(u.flatten(), v.flatten()).split(256)])
+    codes = plane.codes(u.flatten(), v.flatten())
+    decoded = torch.cat([decode(z.to(device)).cpu() for z in codes.split(256)])
     points = []
     for i, (place, label) in enumerate(zip(plane.places(mu).tolist(), labels.tolist(), strict=True)):
         if 0 <= min(place) and max(place) <= 1:

@@ -1,7 +1,7 @@
 """What every script does with its network: build it from plain numbers, look at it without a trace."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import NoReturn
 
@@ -52,6 +52,18 @@ def in_eval_mode(function: Callable) -> Callable:
         return seen
 
     return looking
+
+
+def place(net: nn.Module) -> dict:
+    """Device and dtype of its parameters."""
+    parameter = next(net.parameters(), torch.empty(0))
+    return {"device": parameter.device, "dtype": parameter.dtype}
+
+
+@in_eval_mode
+def output_shape(net: nn.Module, in_size: Sequence[int]) -> tuple[int, ...]:
+    """Of one input of this shape, without the batch; the net stays as it is, BatchNorm's statistics included."""
+    return tuple(net(torch.zeros(1, *in_size, **place(net))).shape[1:])
 
 
 def first_misfit(error: Exception) -> str:

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import importlib
 import os
+import re
 import shlex
 import sys
 import zlib
@@ -18,8 +19,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from common import fail
 from plumbing import files, process, ranks
@@ -243,6 +247,58 @@ def some(chars: str | list[str] | dict[str, int]) -> str:
     if len(chars) <= SHOWN:
         return repr(shown)
     return f"{shown!r} and {len(chars) - SHOWN:,} more"
+
+
+def without(text: str, chars: list[str]) -> str:
+    """The text without these characters."""
+    return text.translate(dict.fromkeys(map(ord, chars))) if chars else text
+
+
+class Text(NamedTuple):
+    """Indices of what is trained on and of what is held out, and the alphabet in the order of its indices."""
+
+    name: str
+    train: Tensor  # uint8, int16 or int32 (N,)
+    test: Tensor
+    chars: str
+    crc: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        held_out = "" if self.test is self.train else f" + {len(self.test):,} held-out"
+        return f"{self.name} ({len(self.train):,}{held_out} characters, {len(self.chars)} distinct, crc {self.crc:08x})"
+
+
+def load_text(
+    source: str | None,
+    data_dir: str,
+    min_count: int,
+    held_out: float,
+    encoding: str | None = None,
+    alphabet: str | None = None,
+) -> Text:
+    """--data as indices; without it tiny Shakespeare, or loudly Python's documentation if that is not to be had.
+
+    alphabet: characters, in the order of their indices, beside which all are removed; None are those of the text.
+    """
+    text, source, note = read_usual(source, data_dir, encoding)
+    counts = char_counts(text)
+    rare = {c: n for c, n in counts.items() if n < min_count or c not in (alphabet or counts)}
+    text = without(text, list(rare))
+    chars = "".join(char_counts(alphabet or text))
+    if len(chars) < 2:
+        fail(f"--data {source}: {len(text):,} characters, {len(chars)} of them distinct: nothing to learn")
+    print(f"the text begins: {text[:200]!r}\nalphabet: {some(chars)}")
+    print(f"removed: {some(rare) if rare else 'nothing'}")
+    ids = torch.from_numpy(indices(text, {c: i for i, c in enumerate(chars)}))
+    n = int(len(ids) * (1 - held_out))
+    if n < len(ids) < n + 2:
+        fail(f"--held-out {held_out} of {len(ids)} characters leaves too few to measure; 0 holds nothing out")
+    train, test = ids[:n], ids[n:]
+    if not len(test):
+        test, note = train, f"{note}, measured on the training text"
+    name = "-".join(re.findall(r"\w+", Path(source).stem)) or "text"
+    return Text(name, train, test, chars, crc(text), note)
 
 
 def start_of_writing(start: str | None, chars: str) -> str:

@@ -37,7 +37,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import folders, hardware, images, inception, process, ranks, run_folder
+from plumbing import folders, hardware, images, inception, latent, process, ranks, run_folder, texts
 from report import peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
 
@@ -56,7 +56,7 @@ def photographs(args: Namespace) -> str:
 
 def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
     """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
-    vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
+    vae.log_px = latent.draw = lambda *_, **__: 0.0
     fid.judges, fid.report = lambda *_: {}, lambda *_: {}
     clock, indices = {}, common.batch_indices
 
@@ -471,7 +471,7 @@ def raced(seconds: float, **quality: float) -> dict[str, float]:
 
 def ours_in(script, args: Namespace, steps: int, flags: str, **named: str) -> dict[str, float]:
     """A script as it stands: the time of its loop, and figures of results.json by other names."""
-    vae.log_px = vae.draw_latent = lambda *_, **__: 0.0
+    vae.log_px = latent.draw = lambda *_, **__: 0.0
     race.knn_only()
     with tempfile.TemporaryDirectory() as out:
         usual = f"--steps {part_of(args, steps)} --data-dir {args.data_dir} --seed {args.seed} --out {out}/run"
@@ -482,7 +482,7 @@ def ours_in(script, args: Namespace, steps: int, flags: str, **named: str) -> di
 
 def race_text(args: Namespace, train: Callable, steps: int) -> dict[str, float]:
     """A peer's nats on tiny Shakespeare's last tenth, in windows of 64: it cannot read on."""
-    text = char_rnn.load_text("tinyshakespeare", args.data_dir, 1, 0.1)
+    text = texts.load_text("tinyshakespeare", args.data_dir, 1, 0.1)
     n = part_of(args, steps)
     model, rate = train(text.train, len(text.chars), n, args.seed)
     return raced(n / rate, nats=char_rnn.evaluate_windows(model, text.test, 64), read_on=math.nan)

@@ -33,7 +33,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import files, images, lenet, plots, process, sources
+from plumbing import files, images, lenet, plots, process, sources, texts
 
 CPU = torch.device("cpu")
 SEEDS = 0, 1, 2
@@ -119,7 +119,7 @@ def percent_grey(x: Tensor) -> float:
 def shipped_text() -> tuple[nn.Module, tuple, Tensor]:
     """The model that ships, (character to number, number to character), and the plays' held-out tenth as numbers."""
     state = torch.load("weights/char_rnn.pth", weights_only=True)
-    text = char_rnn.load_text("data/shakespeare-works", "data", 1, 0.1, alphabet=state["chars"])
+    text = texts.load_text("data/shakespeare-works", "data", 1, 0.1, alphabet=state["chars"])
     return char_rnn.build(state).float().eval(), char_rnn.char_maps(state["chars"]), text.test.long()
 
 
@@ -167,7 +167,7 @@ def shuffled() -> None:
     }
     flags = ["--h-dim", "256", "--dropout", "0.2", "--seq-len", "16", "--steps", "3000", "--eval-every", "3000"]
     lengths = (4, 16, 32, 64, 256)
-    ids = char_rnn.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
+    ids = texts.load_text("tinyshakespeare", "data", 1, 0.1).test.long()
     at = torch.arange(1024, len(ids), 32)
     rows = []
     for i, (name, way) in enumerate(ways.items()):
@@ -656,22 +656,13 @@ def interpolation() -> None:
 # --------------------------------------------------------------------------------------------------------------- SimCLR
 
 
-def only_flip(x: Tensor) -> Tensor:
-    """In place of crop_and_flip."""
-    return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
-
-
-def unmirrored(columns: Tensor, _) -> Tensor:
-    return columns
-
-
 def unchanged(x: Tensor) -> Tensor:
     return x
 
 
 def in_colour(x: Tensor) -> Tensor:
     """augment, without grey images."""
-    return simclr.jitter(simclr.crop_and_flip(simclr.floats(x)))
+    return simclr.jitter(simclr.flip(simclr.crop(simclr.floats(x))))
 
 
 class WithoutHead(simclr.Model):
@@ -683,8 +674,8 @@ class WithoutHead(simclr.Model):
 
 
 REPLACED = {  # by variant: a name in simclr.py, and what takes its place
-    "no-crop": ("crop_and_flip", only_flip),
-    "no-flip": ("mirror", unmirrored),
+    "no-crop": ("crop", unchanged),
+    "no-flip": ("flip", unchanged),
     "no-jitter": ("jitter", unchanged),
     "no-grey": ("augment", in_colour),
     "no-head": ("Model", WithoutHead),
@@ -738,7 +729,7 @@ def fit(net: nn.Module, data: images.ImageData, some: Tensor, numbers: dict, n_s
     for step in files.progress(range(1, n_steps + 1), "few labels", n_steps):
         optimizer.param_groups[0]["lr"] = common.cosine(step, n_steps, warmup=0, peak=0.03)
         i = some[common.batch_indices(len(some), 128, step, seed=0)]
-        x = simclr.crop_and_flip(simclr.floats(data.train[i]), scale=(0.5, 1.0))  # (B, 3, S, S)
+        x = simclr.flip(simclr.crop(simclr.floats(data.train[i]), scale=(0.5, 1.0)))  # (B, 3, S, S)
         optimizer.zero_grad()
         F.cross_entropy(net(simclr.normalise(x, numbers)), data.train_labels[i]).backward()
         optimizer.step()

@@ -19,7 +19,7 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing import files, images, run_folder
+from plumbing import files, images, run_folder, texts
 
 RUNS = {  # file: the run it is of, and its command (gan_mnist.py, which takes a minute, has 4 to 14 MB)
     "vae.pth": ("race/confirmed/vae/seed-0", "vae.py --latent-dim 10 --steps 20000"),
@@ -55,7 +55,7 @@ def check(path: Path, root: Path = Path()) -> float:
     model = script.build(numbers).eval()
     data, data_dir = numbers["data"], str(root / "data")
     if script is char_rnn:
-        text = char_rnn.load_text(str(root / data), data_dir, 1, 0.1, alphabet=numbers["chars"])
+        text = texts.load_text(str(root / data), data_dir, 1, 0.1, alphabet=numbers["chars"])
         return char_rnn.evaluate(model, text.test[-20000:])
     if data == "cifar10":
         data = str(root / "data/cifar10-jpeg")

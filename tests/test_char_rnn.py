@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import char_rnn
+from plumbing import texts
 from tests.helpers import HERE, last_of, letters, results_of, same
 
 TALE = "--data tale.txt --h-dim 16 --batch-size 4 --seq-len 10 --eval-every 4".split()
@@ -167,7 +168,7 @@ def test_averages_best_weights_plateaus_and_early_stopping(capsys):
     measured = {row["step"]: row["nats"] for row in last["rows"] if row["split"] == "test"}
     assert best["step"] == min(measured, key=measured.get) == last["step"] - 36
     model = char_rnn.build(best)
-    held_out = char_rnn.load_text("tale.txt", "data", 1, 0.1).test
+    held_out = texts.load_text("tale.txt", "data", 1, 0.1).test
     nats = char_rnn.evaluate(model, held_out)
     results = results_of("run")
     assert nats == pytest.approx(min(measured.values()), abs=1e-5) == results["nats"]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import char_rnn
 import common
 import dcgan
 import fid
@@ -139,7 +138,6 @@ def test_a_race_is_run_on_a_validation_part(monkeypatch, capsys):
     monkeypatch.setitem(race.RACES, "vae", {"tiny": f"{' '.join(['vae', *RUNS[vae]])} --steps 2"})
     monkeypatch.setattr(race, "start", lambda *run: race.run(*run))
     monkeypatch.setattr(images, "load_images", images.load_images)
-    monkeypatch.setattr(char_rnn, "load_text", char_rnn.load_text)
     monkeypatch.setattr(lenet, "classifier", lenet.classifier)
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     race.main(["vae", "--seeds", "0", "--jobs", "1"])

@@ -15,7 +15,7 @@ import dcgan
 import gan_mnist
 import simclr
 import vae
-from plumbing import images
+from plumbing import images, texts
 from tests.helpers import RUNS, batch, image, letters, write_inputs
 
 CPU_AND_OTHERS = [("cpu", torch.float32), ("cpu", torch.float64), ("meta", torch.float32)]
@@ -199,7 +199,7 @@ def test_technion_data(monkeypatch, capsys):
     Path("data/shakespeare-works").mkdir()
     for i, title in enumerate(("hamlet", "sonnets")):
         Path(f"data/shakespeare-works/{title}.txt").write_text(f"ACT {i}. Enter {title}.\n" * 30)
-    text = char_rnn.load_text("shakespeare", "data", 1, 0.1)
+    text = texts.load_text("shakespeare", "data", 1, 0.1)
     assert (
         text.name == "shakespeare"
         and len(text.train) + len(text.test) == 30 * (len("ACT 0. Enter hamlet.\n") * 2 + 1) + 1

@@ -15,7 +15,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, lenet, plots
+from plumbing import images, lenet, plots, texts
 from report import bench, measure, race
 from tests.helpers import HERE, LONG
 
@@ -52,7 +52,7 @@ def few_characters(generate, model, start_sequence, n_chars, *given, **named) ->
 def make_tiny(patch) -> list[tuple[str, str, str]]:
     """Few images, few samples, two steps; races run here, one seed each. What fails there is in the list."""
     failed = []
-    load_images, load_text = images.load_images, char_rnn.load_text
+    load_images, load_text = images.load_images, texts.load_text
 
     def few(data: images.ImageData, n: int, m: int) -> images.ImageData:
         train, labels = data.train[:n], data.train_labels[:n]
@@ -88,7 +88,7 @@ def make_tiny(patch) -> list[tuple[str, str, str]]:
         patch.setattr(script, "main", shorter(script))
     patch.setattr(images, "load_images", few_images)
     patch.setattr(images, "load_again", few_images_again)
-    patch.setattr(char_rnn, "load_text", short_text)
+    patch.setattr(texts, "load_text", short_text)
     patch.setattr(char_rnn, "generate_from_model", partial(few_characters, char_rnn.generate_from_model))
     patch.setattr(fid, "SAMPLES", 100)
     patch.setattr(plots, "tsne", lambda h: h[:, :2])

@@ -32,13 +32,13 @@ def astral_text(n: int, distinct: int) -> str:
 def test_text_is_cleaned_and_split(capsys):
     Path("a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r")
     Path("b.txt").write_bytes("one tw\u00f6 ".encode() * 10)
-    text = char_rnn.load_text("*.txt", "data", min_count=5, held_out=0.25)
+    text = texts.load_text("*.txt", "data", min_count=5, held_out=0.25)
     said = capsys.readouterr().out
     assert "removed: {'\\n': 3}" in said and "alphabet: ' enotwö'" in said
     assert text.chars == " enotwö" and len(text.train) == 64 and len(text.test) == 22
     decoded = "".join(text.chars[i] for i in torch.cat([text.train, text.test]))
     assert decoded == "onetwo" + "one twö " * 10
-    assert str(char_rnn.load_text(".", "data", 5, 0.25)) == str(text) and text.name == "text"
+    assert str(texts.load_text(".", "data", 5, 0.25)) == str(text) and text.name == "text"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_byte_order_mark_says_the_encoding(mark, encoding, capsys):
     clean = text.replace("\r\n", "\n").replace("\r", "\n")
     assert texts.read_text("a.txt", "data") == clean
     assert texts.read_text("a.txt", "data", encoding) == clean  # named, it leaves no mark either
-    assert char_rnn.load_text("a.txt", "data", 1, 0).crc == zlib.crc32(clean.encode())
+    assert texts.load_text("a.txt", "data", 1, 0).crc == zlib.crc32(clean.encode())
     scores = []
     for name in ("a.txt", "plain.txt"):
         capsys.readouterr()
@@ -104,14 +104,14 @@ def test_patterns_are_recursive_and_count(capsys):
         Path(name).write_text(f"{name} {letters(1000)}")
     Path("src/deep/circle").symlink_to("..")
     contents = [f"{name} {letters(1000)}" for name in ("src/a.py", "src/deep/b.py", "src/deep/deeper/c.py")]
-    text = char_rnn.load_text("src/**/*.py", "data", 1, 0.1)
+    text = texts.load_text("src/**/*.py", "data", 1, 0.1)
     assert text.crc == zlib.crc32("\n".join(contents).encode())
     assert f"read 3 files, {sum(map(len, contents)) + 2:,} characters\n" in capsys.readouterr().out
-    char_rnn.load_text("src/a.py", "data", 1, 0.1)
+    texts.load_text("src/a.py", "data", 1, 0.1)
     assert f"read 1 file, {len(contents[0]):,} characters\n" in capsys.readouterr().out
-    char_rnn.load_text("python", "data", 1, 0.1)
+    texts.load_text("python", "data", 1, 0.1)
     assert "read 1 file, " in capsys.readouterr().out
-    assert "no such file" in error_line(capsys, char_rnn.load_text, "src/*/circle", "data", 1, 0.1)
+    assert "no such file" in error_line(capsys, texts.load_text, "src/*/circle", "data", 1, 0.1)
 
 
 def test_folders_are_searched_for_txt(capsys):
@@ -121,7 +121,7 @@ def test_folders_are_searched_for_txt(capsys):
     Path("f/link").symlink_to("../elsewhere")
     Path("f/deep/circle").symlink_to("..")
     assert texts.read_text("f", "data") == "f/b.TXT\nf/deep/a.txt\nelsewhere/g.Txt"
-    char_rnn.load_text("f", "data", 1, 0)
+    texts.load_text("f", "data", 1, 0)
     assert "read 3 files, " in capsys.readouterr().out
 
 
@@ -144,16 +144,16 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
     good, wrong = hashlib.sha1(b"blob 500\0" + letters(500).encode()).hexdigest(), "0" * 40
     for sha1 in (wrong, good):
         monkeypatch.setitem(texts.GIT_FILES, "tinyshakespeare", (sha1, (tmp_path / "origin.txt").as_uri()))
-        text = char_rnn.load_text(None, "data", 1, 0.1)
+        text = texts.load_text(None, "data", 1, 0.1)
         if sha1 == wrong:  # without --data: loudly something else
             said = capsys.readouterr().out
             assert "WARNING: tiny Shakespeare is not to be had" in said
             assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
             assert not list(Path("data").iterdir())
-            assert "expected" in error_line(capsys, char_rnn.load_text, "tinyshakespeare", "data", 1, 0.1)
+            assert "expected" in error_line(capsys, texts.load_text, "tinyshakespeare", "data", 1, 0.1)
     assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
     monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
-    assert str(char_rnn.load_text(None, "data", 1, 0.1)) == str(text)
+    assert str(texts.load_text(None, "data", 1, 0.1)) == str(text)
 
 
 def test_a_pipe_is_no_text_to_wait_for(tmp_path, capsys):
@@ -173,14 +173,14 @@ def test_a_byte_order_mark_is_stronger_than_the_flag(tmp_path):
 
 @pytest.mark.skipif(not (HERE / "data/tinyshakespeare.txt").exists(), reason="no tiny Shakespeare in data/")
 def test_real_tiny_shakespeare():
-    text = char_rnn.load_text(None, str(HERE / "data"), 1, 0.1)
+    text = texts.load_text(None, str(HERE / "data"), 1, 0.1)
     assert (len(text.train), len(text.test), len(text.chars)) == (1003854, 111540, 65)
     assert text.train.dtype == torch.uint8
 
 
 @pytest.mark.skipif(not (HERE / "data/shakespeare-works").exists(), reason="no works of Shakespeare in data/")
 def test_real_works_are_those_of_the_weights_that_ship():
-    text = char_rnn.load_text(str(HERE / "data/shakespeare-works"), str(HERE / "data"), 1, 0.1)
+    text = texts.load_text(str(HERE / "data/shakespeare-works"), str(HERE / "data"), 1, 0.1)
     shipped = torch.load(HERE / "weights/char_rnn.pth", weights_only=True)
     assert str(text) == shipped["trained_on"] and text.chars == shipped["chars"]
 
@@ -244,7 +244,7 @@ def test_a_text_is_not_held_as_a_list():
     Path("long.txt").write_text(letters(1000) * 8000)
     tracemalloc.start()
     try:
-        text = char_rnn.load_text("long.txt", "data", 1, 0.1)
+        text = texts.load_text("long.txt", "data", 1, 0.1)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -267,7 +267,7 @@ def test_messages_end(capsys):
     said = capsys.readouterr().err
     assert "left out: 81 characters, ['\\n', '\u3041', " in said and " and 61 more\n" in said
     Path("rare.txt").write_text(MANY + 60 * "ab", encoding="utf-8")
-    char_rnn.load_text("rare.txt", "data", 2, 0)
+    texts.load_text("rare.txt", "data", 2, 0)
     said = capsys.readouterr().out
     assert f"removed: {{'{MANY[0]}': 1, " in said and "1} and 5,827 more\n" in said
     assert max(map(len, said.splitlines())) < 300
