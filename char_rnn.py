@@ -94,7 +94,7 @@ def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
 
 
 def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
-    """int8 (N, V): row n is 1 at the index of character n."""
+    """int8 (N, V): row n is 1 at the index of character n. Raises KeyError for what is not in the map."""
     idx = encode(text, char_to_idx).long()
     return torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8).scatter_(1, idx[:, None], 1)
 
@@ -105,7 +105,7 @@ def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
 
 
 def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: int, device="cpu"):
-    """(samples (N, S, V) one-hot, labels (N, S) one character ahead), N = floor((len − 1) / S)."""
+    """(samples (N, S, V) one-hot int8, labels (N, S) int64, one character ahead), N = floor((len − 1) / S)."""
     n = (len(text) - 1) // seq_len
     samples = chars_to_onehot(text[: n * seq_len], char_to_idx).view(n, seq_len, len(char_to_idx))
     labels = encode(text[1 : n * seq_len + 1], char_to_idx).long().view(n, seq_len)
@@ -300,7 +300,8 @@ def one_step(model: nn.Module, n_chars: int) -> Callable:
 
 
 def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
-    """softmax(y / T) along dim; for T = 0 its limit, 1 at the largest. Raises ValueError for a negative T."""
+    """softmax(y / T) along dim of scores y of any shape; for T = 0 its limit, 1 at the largest. Raises ValueError for a
+    negative T."""
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is negative")
     if temperature < torch.finfo(y.dtype).tiny:
@@ -419,7 +420,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     averaged = copy.deepcopy(model)
     best = copy.deepcopy(model)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
-    schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # steps where --lr-schedule asks for it
+    schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # for --lr-schedule plateau
     state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"

@@ -57,7 +57,7 @@ def parser(
     add("--seed", type=number(int, 0), default=0, help="seed of weights, batches and noise")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
     add = p.group("run")
-    add("--steps", type=number(int, 1), default=steps, help="training steps in all; more of them continue a run")
+    add("--steps", type=number(int, 1), default=steps, help="in all; with more a run goes on, its schedule drawn anew")
     add("--data-dir", default="data", help="where data sets, downloads and decoded images are kept")
     add("--out", help="run folder (default: runs/SCRIPT-DATA-VARIANT); the same command continues what it holds")
     add("--fresh", action="store_true", help="start again; an existing run folder is moved aside, not deleted")
@@ -121,7 +121,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def rows(x: Tensor, i: Tensor, device: torch.device) -> Tensor:
-    """This rank's share of x[i], on the device, wherever x is; the host waits for no GPU."""
+    """This rank's share of x[i], x (N, ...), i (B,), on the device, wherever x is; the host waits for no GPU."""
     return hardware.moved(x[hardware.moved(ranks.share(i), x.device)], device)
 
 
@@ -154,7 +154,7 @@ def cosine(step: int, steps: int, warmup: int, peak: float = 1.0) -> float:
 def average(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """mean ← mean + w (model − mean) in step t = 1, 2, ..., of weights and buffers, w = max(10/(t + 9), 1 − decay).
 
-    The first, polynomial decay (Shamir & Zhang 2013, arXiv 1212.1824), averages over about a tenth of the steps so far.
+    10/(t + 9), polynomial decay (Shamir & Zhang 2013, arXiv 1212.1824), averages about a tenth of the steps so far.
     """
     pairs = zip((*mean.parameters(), *mean.buffers()), (*model.parameters(), *model.buffers()), strict=True)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]  # else BatchNorm's counter, which nothing reads
@@ -291,7 +291,7 @@ def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
 
 @torch.no_grad()
 def drawn(sample: Callable[[int], Tensor], n: int, seed: int) -> Iterator[Tensor]:
-    """n images of sample(k), in [0, 1], as uint8, 500 at a time: the same for the same seed."""
+    """n images of sample(k), (k, C, H, W) in [0, 1], as uint8, k up to 500 at a time: the same for the same seed."""
     torch.manual_seed(seed)
     for done in range(0, n, 500):
         yield to_uint8(sample(min(500, n - done)))

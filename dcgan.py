@@ -9,7 +9,7 @@ small (its eq. 1), then G makes −E[log D(G(z))] small (its section 3). Both ar
 from N(0, 0.02²), and use Adam (sections 3 and 4 of the DCGAN paper).
 
 Differs from the paper: half as many channels, or less for small images; kernels of 4, not 5; z Gaussian; Adam without
-momentum and five to twenty times as fast, for grey images with spectral norm instead of BatchNorm in D (the paper's:
+momentum at five to twenty times the learning rate, for grey images spectral norm instead of BatchNorm in D (paper:
 --lr 2e-4 --beta1 0.5 --no-spectral-norm); noise on D's inputs, smoothed labels, flips; what is shown, measured and
 saved is an average of G's weights over its last steps.
 
@@ -48,17 +48,17 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.parser(__doc__, steps=20000, batch_size=128, lr=None, lr_help=lr_help, makes="images")
     add = p.group("model")
     add("--latent-dim", type=common.number(int, 1), default=100, help="dimensions of z")
-    width_help = "channels next to the image, twice as many at each halving (default: 64, for grey 16)"
+    width_help = "channels next to the image, doubled at each halving up to 8 times (default: 64, for grey 16)"
     add("--hidden-dim", type=common.number(int, 1, below=1025), help=width_help)
     size_help = "side in pixels, such as 32, 48, 64, 128 (default: 32, or 64 for colour images that large)"
     add("--image-size", type=common.number(int, 8, below=257), help=size_help)
-    norm_help = "D's weights divided by their norm, no BatchNorm in it (1802.05957; default: for grey images)"
+    norm_help = "D's weights over their largest singular value, no BatchNorm (1802.05957; default: for grey)"
     add("--spectral-norm", action=BooleanOptionalAction, help=norm_help)
     add = p.group("game")
     loss_help = "arXiv 1406.2661 (non-saturating), 1611.04076, 1705.02894"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss_help)
     real = common.number(float, 0, below=1)
-    smoothing_help = "D's label of data is 1 less this (1606.03498, 3.4; default: 0.1 for --loss gan, else 0)"
+    smoothing_help = "D's target for data is 1 minus this (1606.03498, 3.4; default: 0.1 for --loss gan, else 0)"
     add("--label-smoothing", type=real, help=smoothing_help)
     add("--label-noise", type=real, default=0.0, help="width of the uniform noise on D's labels (Chintala's ganhacks)")
     noise_help = "σ of the Gaussian noise on D's inputs at the start (1610.04490)"
@@ -166,7 +166,7 @@ def stages(image_size: int, hidden_dim: int) -> list[int]:
 
 
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
-    """The generator of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32."""
+    """The generator of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32; ValueError for others."""
     if arch != "tsinghua":
         raise ValueError(f"no architecture {arch}; there is tsinghua")
     return Generator(latent_dim, 4, 1, stages(32, hidden_dim))
@@ -176,7 +176,7 @@ cross_entropy = F.binary_cross_entropy_with_logits
 
 
 def squared_error(scores: Tensor, labels: Tensor) -> Tensor:
-    """½ E[(s − label)²] (1611.04076, eq. 9)."""
+    """½ E[(s − label)²] of scores and labels (B, 1) (1611.04076, eq. 9)."""
     return 0.5 * F.mse_loss(scores, labels)
 
 
@@ -205,12 +205,12 @@ def hinge_discriminator_loss(y_data: Tensor, y_generated: Tensor) -> Tensor:
 
 
 def hinge_generator_loss(y_generated: Tensor) -> Tensor:
-    """−E[D(G(z))]."""
+    """−E[D(G(z))] of scores (B, 1) (Lim & Ye 2017)."""
     return -y_generated.mean()
 
 
 def game(loss: str, label_noise: float, label_smoothing: float) -> tuple[Callable, Callable]:
-    """The losses of D, (B, 1), (B, 1) -> (), and of G, (B, 1) -> ()."""
+    """The losses of D, (B, 1), (B, 1) -> (), and of G, (B, 1) -> (). Raises KeyError for other names."""
     if loss == "hinge":
         return hinge_discriminator_loss, hinge_generator_loss
     error = {"gan": cross_entropy, "lsgan": squared_error}[loss]
@@ -227,7 +227,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 def update(
     D, G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, draw_z, sigma=0.0, bf16=False
 ) -> tuple[Tensor, ...]:
-    """One step of D on x (B, C, H, W) and as many samples, then one of G on fresh samples through the new D.
+    """One step of D on x (B, C, H, W) in [-1, 1] and as many samples, then one of G on new samples through the new D.
 
     draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs.
     Returns (D's loss, G's loss, logits of x, those of the second samples, their z).
@@ -258,7 +258,10 @@ def update(
 
 
 def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer, x_data):
-    """update() as the Technion homework calls it, of any G with sample(n, with_grad): (D's loss, G's loss), floats."""
+    """update() as the Technion homework calls it, of any G with sample(n, with_grad): (D's loss, G's loss), floats.
+
+    x_data: (B, C, H, W) in the range of G's samples.
+    """
 
     def G(n: int) -> Tensor:
         return gen_model.sample(n, with_grad=torch.is_grad_enabled())
@@ -311,7 +314,7 @@ def spread_of(data: images.ImageData) -> float:
 
 
 def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
-    """K steps from z₁ to z₂, two before and two beyond: (K + 5, z_dim), on a line or on a great circle (slerp).
+    """K >= 1 steps from z₁ to z₂ (z_dim,), two before and two beyond: (K + 5, z_dim), on a line or a circle (slerp).
 
     Most of N(0, I) is near a sphere of radius √z_dim; a line passes inside it (White 2016, arXiv 1609.04468).
     """

@@ -5,7 +5,7 @@ Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a 
 
     d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)                                                       (eq. 6)
 
-is their distance. With factors Σ = AᵀA the last trace is the sum of the singular values of A₁A₂ᵀ: real by
+is their distance. With factors Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ: real by
 construction, exact for singular covariances. A is Cholesky's factor or, for few images, the centred features.
 
 Differs from the paper: no matrix square root. The weights are its own (TensorFlow, 2015-12-05), in pytorch-fid's file.
@@ -153,7 +153,8 @@ def statistics(batches: Iterable[Tensor], keep: bool = False) -> Statistics:
 def activation_statistics(
     pictures: Tensor | Iterable, net: nn.Module | None = None, batch_size: int = 50
 ) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of images' features, float64. Arguments as of features()."""
+    """Mean (D,) and covariance (D, D) of images' features, float64. Arguments and errors as of features() and
+    statistics()."""
     s = statistics(features(pictures, net or inception.load(), batch_size))
     return s.mu, s.factor.T @ s.factor
 
@@ -186,7 +187,7 @@ def gaussian(mu, sigma) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
-    """d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of N(μ₁, Σ₁) and N(μ₂, Σ₂): means (D,), covariances (D, D).
+    """d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) (eq. 6) of N(μ₁, Σ₁) and N(μ₂, Σ₂): means (D,), covariances (D, D).
 
     Arrays or tensors. Raises ValueError for shapes that do not match, values that are not finite, no covariance.
     """
@@ -194,7 +195,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
 
 
 def distance(mu1: Tensor, a1: Tensor, mu2: Tensor, a2: Tensor) -> float:
-    """The same from factors, Σ = AᵀA, of any number of rows.
+    """The same from means (D,) and factors (K, D), Σ = AᵀA. Raises ValueError for features of another number.
 
     Σ₁Σ₂ has the eigenvalues, but for zeros, of A₁Σ₂A₁ᵀ = MMᵀ with M = A₁A₂ᵀ: their roots are the singular values of M.
     """
@@ -218,7 +219,8 @@ def _kernel_mean(x: Tensor) -> float:
 def kid(features1: Tensor, features2: Tensor) -> float:
     """Squared MMD of two sets of features, (N, D) and (M, D), under k(x, y) = (xᵀy / D + 1)³: unbiased, also below 0.
 
-    Bińkowski et al. 2018, arXiv 1801.01401. All pairs, where the paper and others average over random subsets.
+    Bińkowski et al. 2018, arXiv 1801.01401. All pairs, where the paper and others average over random subsets. Raises
+    ValueError for less than two of either.
     """
     x, y = torch.as_tensor(features1).cpu().double(), torch.as_tensor(features2).cpu().double()
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
@@ -332,15 +334,16 @@ def origin(found: dict[str, sources.Source], net: nn.Module | None) -> dict[str,
     Raises ValueError for features that are known to differ.
     """
     origins = {role: source.made_by if source.known else made_by(net) for role, source in found.items()}
-    known = {role: origin for role, origin in origins.items() if origin}
-    if any(origin != next(iter(known.values())) for origin in known.values()):
+    known = {role: about for role, about in origins.items() if about}
+    first, *others = known.values() or [None]
+    if any(other != first for other in others):
         raise ValueError(f"these features are not comparable: {' and '.join(map(str, known.values()))}")
     if len(known) == len(found):
         return origins["real"]
     silent = [source.name for role, source in found.items() if role not in known]
     about = {"metric": "Fréchet distance", "features": f"unknown: {' and '.join(silent)} does not say what it is of"}
-    for role, origin in known.items():
-        about |= {f"{key}_{role}": value for key, value in origin.items()}
+    for role, facts in known.items():
+        about |= {f"{key}_{role}": value for key, value in facts.items()}
     return about
 
 
@@ -388,7 +391,8 @@ def _shown(batches: Iterable[Tensor], net: nn.Module, what: str, n: int, batch_s
 
 
 def judge(net: nn.Module, real: Tensor, split: str = "test") -> Callable[[Draw], dict[str, object]]:
-    """A function that measures a generator's samples against images of a split, whose statistics are taken once."""
+    """A function that measures a generator's samples against uint8 images (N, C, H, W), whose statistics are taken
+    once."""
     classifies = isinstance(net, lenet.LeNet)
     key = net.metric.lower().replace("-", "_")
     target = statistics(_shown(features(real, net), net, f"{split} images", len(real)))

@@ -4,8 +4,8 @@ Goodfellow et al. 2014, "Generative Adversarial Networks", arXiv 1406.2661. Mao 
 Adversarial Networks", arXiv 1611.04076. The discriminator D tells data x from samples G(z), the generator G learns to
 be taken for data. Each makes its own loss small, in turns (algorithm 1, one step of D for each of G):
 
-    gan      D: −E[log D(x)] − E[log(1 − D(G(z)))]        G: −E[log D(G(z))]         (section 3, non-saturating)
-    lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]          G: ½ E[(D(G(z)) − 1)²]     (eq. 9; D is the score itself)
+    gan      D: −E[log D(x)] − E[log(1 − D(G(z)))]   (eq. 1)     G: −E[log D(G(z))]   (section 3, non-saturating)
+    lsgan    D: ½ E[(D(x) − 1)²] + ½ E[D(G(z))²]                 G: ½ E[(D(G(z)) − 1)²]   (Mao's eq. 9; D is a score)
 
 Differs from the papers: the networks and optimiser of Stanford's CS231n, assignment 3 (initialised as PyTorch does),
 but for Adam's β₁, which for --loss gan is 0 (the course's is --beta1 0.5); z uniform in (−1, 1); the convolutional
@@ -38,7 +38,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     # Ten epochs of MNIST, logged every seventh of one, sampled every second one.
     p = common.parser(__doc__, steps=4690, batch_size=128, lr=1e-3, log_every=67, sample_every=938, makes="images")
     add = p.group("model")
-    add("--loss", choices=["gan", "lsgan"], default="gan", help="the game that is played")
+    add("--loss", choices=["gan", "lsgan"], default="gan", help="both losses, of D and of G")
     add("--arch", choices=["dense", "conv"], default="dense", help="both networks")
     add("--noise-dim", type=common.number(int, 1), default=96, help="dimensions of z")
     beta1_help = "Adam's β₁ (default: 0 for --loss gan, 0.5 for lsgan; in the course 0.5)"
@@ -62,7 +62,7 @@ def sample_noise(batch_size: int, dim: int, seed: int | None = None, device="cpu
 
 
 def discriminator(seed: int | None = None) -> nn.Sequential:
-    """Dense D: images (B, 784) or (B, 1, 28, 28) -> scores (B, 1)."""
+    """Dense D: images (B, 784) or (B, 1, 28, 28) in [−1, 1] -> scores (B, 1)."""
     _seed(seed)
     return nn.Sequential(
         nn.Flatten(),
@@ -88,7 +88,7 @@ def generator(noise_dim: int = 96, seed: int | None = None) -> nn.Sequential:
 
 
 def build_dc_classifier(batch_size: int = 128, seed: int | None = None) -> nn.Sequential:  # noqa: ARG001
-    """Convolutional D: images (B, 784) or (B, 1, 28, 28) -> scores (B, 1). Any batch size will do."""
+    """Convolutional D: images (B, 784) or (B, 1, 28, 28) in [−1, 1] -> scores (B, 1). Any batch size will do."""
     _seed(seed)
     return nn.Sequential(
         nn.Flatten(),
@@ -127,27 +127,28 @@ def build_dc_generator(noise_dim: int = 96, seed: int | None = None) -> nn.Seque
 
 
 def bce_loss(input: Tensor, target: Tensor) -> Tensor:
-    """Mean of −t log σ(s) − (1 − t) log(1 − σ(s)) = log(1 + e^s) − s t over logits s: no sigmoid, so no log 0."""
+    """Mean of −t log σ(s) − (1 − t) log(1 − σ(s)) = log(1 + e^s) − s t over logits s and targets t, both (B, 1), in
+    nats: no sigmoid, so no log 0."""
     return (F.softplus(input) - input * target).mean()
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """−E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits)."""
+    """−E[log D(x)] − E[log(1 − D(G(z)))], D = σ(logits), logits (B, 1)."""
     return bce_loss(logits_real, torch.ones_like(logits_real)) + bce_loss(logits_fake, torch.zeros_like(logits_fake))
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
-    """−E[log D(G(z))]: where D is sure, its gradient does not vanish as that of E[log(1 − D(G(z)))] does."""
+    """−E[log D(G(z))] of logits (B, 1): where D is sure, its gradient stays, that of E[log(1 − D(G(z)))] vanishes."""
     return bce_loss(logits_fake, torch.ones_like(logits_fake))
 
 
 def ls_discriminator_loss(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """½ E[(D(x) − 1)²] + ½ E[D(G(z))²]."""
+    """½ E[(D(x) − 1)²] + ½ E[D(G(z))²] of scores (B, 1)."""
     return 0.5 * ((scores_real - 1) ** 2).mean() + 0.5 * (scores_fake**2).mean()
 
 
 def ls_generator_loss(scores_fake: Tensor) -> Tensor:
-    """½ E[(D(G(z)) − 1)²]."""
+    """½ E[(D(G(z)) − 1)²] of scores (B, 1)."""
     return 0.5 * ((scores_fake - 1) ** 2).mean()
 
 
@@ -175,7 +176,7 @@ def build(numbers: dict) -> nn.Sequential:
 
 @common.in_eval_mode
 def sample(G: nn.Sequential, z: Tensor) -> Tensor:
-    """Images (B, 1, 28, 28) in [0, 1], with the statistics that BatchNorm has gathered."""
+    """Images (B, 1, 28, 28) in [0, 1] of z (B, noise_dim), with the statistics that BatchNorm has gathered."""
     return (G(z.to(next(G.parameters()).device)).float().view(-1, 1, 28, 28) + 1) / 2
 
 

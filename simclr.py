@@ -4,12 +4,12 @@ Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Lear
 2002.05709. N images give 2N augmented views; the encoder f makes representations h, the projection head g makes z.
 Each view has to find its partner among all others, with sim the cosine and temperature τ:
 
-    ℓ(i,j) = −log exp(sim(z_i,z_j)/τ) / Σ_{m≠i} exp(sim(z_i,z_m)/τ),  m = 1 ... 2N                      (eq. 1)
+    ℓ(i,j) = −log[ exp(sim(z_i,z_j)/τ) / Σ_{m≠i} exp(sim(z_i,z_m)/τ) ],  m = 1 ... 2N                   (eq. 1)
     L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)],  k = 1 ... N (the paper's pairs are 2k − 1, 2k)      (algorithm 1)
 
 Differs from the paper (its appendix B.9 has CIFAR-10): the head of Stanford's CS231n, assignment 3, 512 wide; SGD with
 momentum instead of LARS, learning rate --lr · batch / 256 times warm-up and cosine, weight decay 5e-4 on everything;
-ResNet-18.
+τ 0.2 instead of 0.5; ResNet-18.
 
     python simclr.py                                          # ResNet-18 on CIFAR-10; the same again continues
     python simclr.py --eval                                   # frozen evaluation of the newest run, and its baselines
@@ -35,18 +35,19 @@ from plumbing import described, files, hardware, images, pixels, plots, ranks, r
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(__doc__, steps=9800, batch_size=512, lr=0.03)  # a hundred epochs of CIFAR-10
+    lr_help = "learning rate for a batch of 256, to which it is proportional"
+    p = common.parser(__doc__, steps=9800, batch_size=512, lr=0.03, lr_help=lr_help)  # a hundred epochs of CIFAR-10
     add = p.group("model")
     add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
     add("--feature-dim", type=common.number(int, 1), default=128, help="dimensions of z")
     add("--image-size", type=common.number(int, 8, below=1025), help="side in pixels (default: 32, or 64 for larger)")
     add = p.group("optimisation")
     add("--tau", type=common.number(float, 0, above=True), default=0.2, help="temperature τ of the loss; CS231n: 0.5")
-    half_help = "part of the steps, the first, in which views have half the side, for a quarter of the time"
+    half_help = "views have half the side, and take a quarter of the time, in this first part of the steps"
     add("--half-size", type=common.number(float, 0, below=1.0001), default=0.0, help=half_help)
     add("--warmup", type=common.number(int, 0), default=200, help="steps in which the learning rate rises")
     add = p.group("trained weights")
-    add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="part that has labels")
+    add("--labels", type=common.number(float, 0, above=True, below=1.0001), default=0.1, help="share for linear_few")
     add("--eval", action="store_true", help="do not train: evaluate a run")
     add("--features", metavar="FILE.npz", help="do not train: write h of the images of --data, not normalised")
     add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
@@ -112,11 +113,12 @@ def grey(x: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    """y + factor (x − y), a factor (B,) for each image, cut to [0, 1]."""
     return torch.lerp(y, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """By `turn` (B,) of the colour circle, through HSV."""
+    """x in [0, 1] by `turn` (B,), in [-½, ½], of the colour circle, through HSV."""
     r, g, b = x.unbind(1)  # (B, S, S)
     high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     chroma = high - low
@@ -128,6 +130,7 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """As torchvision's, with a factor (B,) for each image; so the other three."""
     return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
@@ -165,7 +168,8 @@ def augment(x: Tensor) -> Tensor:
 
 
 class Model(nn.Module):
-    """Images (B, 3, S, S) -> (h, z), both of length 1: representation (B, 2048 or 512) and projection (B, feature_dim).
+    """Normalised images (B, 3, S, S) -> (h, z), both of length 1: representation (B, 2048 or 512), projection
+    (B, feature_dim).
 
     f: torchvision's ResNet without its last layer, with a 3 x 3 stem of stride 1 and no max pool. g: the course's head.
     """
@@ -201,7 +205,7 @@ def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
 
 
 def simclr_loss_naive(out_left: Tensor, out_right: Tensor, tau: float) -> Tensor:
-    """L as it is written, pair by pair: out_left and out_right (N, D) are the z of both views. To read and to test."""
+    """L, in nats, as it is written, pair by pair: out_left and out_right (N, D) are the z of both views."""
     N = len(out_left)
     z, total = torch.cat([out_left, out_right]), 0.0
     for k in range(N):
@@ -257,7 +261,9 @@ def represent(f: nn.Module, x: Tensor, numbers: dict, device: torch.device, bf16
 
 
 def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k: int = 200, tau: float = 0.1) -> float:
-    """Of a vote of the k nearest of the bank (N, D) by cosine, each with weight exp(sim/τ) (Wu et al. 2018, 3.4)."""
+    """Share of h (M, D) whose class (M,) the k nearest of the bank (N, D) vote for, by their `labels` (N,): nearest by
+    cosine, each with weight exp(sim/τ) (Wu et al. 2018, 3.4).
+    """
     bank, n_classes = F.normalize(bank, dim=1), int(labels.max()) + 1
     right = 0
     parts = zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True)
@@ -286,6 +292,7 @@ def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
 
 
 def accuracy(layer: nn.Linear, h: Tensor, labels: Tensor) -> float:
+    """Share of features (N, D) whose label (N,) has the largest score."""
     return (layer(h).argmax(1) == labels).float().mean().item()
 
 

@@ -5,7 +5,7 @@ Kingma & Welling 2013, "Auto-Encoding Variational Bayes", arXiv 1312.6114. Train
     ELBO(x) = E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z))                                              (eq. 3)
 
 with q(z|x) = N(μ, diag σ²) from the encoder, p(z) = N(0, I), and z = μ + σ ⊙ ε, ε ~ N(0, I) (section 2.4).
-p(x|z) is Bernoulli per pixel, grey values taken as probabilities, or Gaussian with a fixed variance.
+p(x|z) is Bernoulli per pixel, grey values taken as probabilities, or Gaussian with one fixed variance.
 
 Differs from the paper: convolutional networks (mlp: two ReLU layers a side), Adam with warm-up instead of Adagrad, β on
 the KL term, which --arch mlp warms up (kl_warmup), a start that keeps ReLUs alive (start_well).
@@ -50,7 +50,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--image-size", type=common.number(int, 1, below=4097), help=size_help)
     add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: bernoulli for grey, else gaussian)")
     add("--binarize", action="store_true", help="draw each pixel, 0 or 1, from its grey value, anew each time")
-    sigma_help = "Gaussian's variance of a pixel over pixels per image"
+    sigma_help = "gaussian: the variance of each value of x is this times their number, C·H·W (Technion)"
     add("--x-sigma2", type=common.number(float, 0, above=True), default=0.001, help=sigma_help)
     beta_help = "weight of the KL term (beta-VAE); mlp rises to it in a quarter of the steps"
     add("--beta", type=common.number(float, 0), default=1.0, help=beta_help)
@@ -77,7 +77,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 class EncoderCNN(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H/16, W/16): four strided convolutions with BatchNorm."""
+    """(B, in_channels, H, W), 16 dividing H and W -> (B, out_channels, H/16, W/16): four strided convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -146,21 +146,26 @@ class VAE(nn.Module):
         self.set_likelihood("gaussian")
 
     def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001, binarize: bool = False) -> None:
-        """p(x|z): bernoulli for images in [0, 1], or gaussian for images in [-1, 1]. binarize: pixels are 0 or 1."""
+        """p(x|z): "bernoulli" for images in [0, 1], or "gaussian" for images in [-1, 1]; another raises ValueError.
+
+        x_sigma2: the Gaussian's variance of each value, over C·H·W. binarize: pixels are drawn, 0 or 1.
+        """
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"no likelihood {likelihood}; there are bernoulli and gaussian")
         self.likelihood, self.x_sigma2, self.binarize = likelihood, x_sigma2, binarize
         self.output = nn.Sigmoid() if likelihood == "bernoulli" else nn.Tanh()
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """μ and log σ² of q(z|x), each (B, z_dim)."""
+        """μ and log σ² of q(z|x), each (B, z_dim), for images (B, C, H, W) in the likelihood's range."""
         mu, log_sigma2 = full(self.encoder(x)).chunk(2, dim=1)
         return mu, log_sigma2
 
     def reparameterize(self, mu: Tensor, log_sigma2: Tensor) -> Tensor:
-        """z = μ + σ ⊙ ε: noise without parameters, so that the gradient reaches μ and σ."""
+        """z = μ + σ ⊙ ε, all (B, z_dim): noise without parameters, so that the gradient reaches μ and σ."""
         return mu + torch.exp(0.5 * log_sigma2) * torch.randn_like(mu)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z, μ, log σ²), each (B, z_dim)."""
+        """(z, μ, log σ²), each (B, z_dim), z drawn from q(z|x)."""
         mu, log_sigma2 = self.posterior(x)
         return self.reparameterize(mu, log_sigma2), mu, log_sigma2
 
@@ -170,11 +175,11 @@ class VAE(nn.Module):
 
     @common.in_eval_mode
     def sample(self, n: int) -> Tensor:
-        """n images decoded from z ~ N(0, I), on the CPU, with the statistics that BatchNorm has gathered."""
+        """(n, C, H, W) decoded from z ~ N(0, I), on the CPU, with the statistics that BatchNorm has gathered."""
         return self.decode(torch.randn(n, self.z_dim, **place(self))).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, μ, log σ²); with logits the reconstruction stops before the output activation."""
+        """(x̂ (B, C, H, W), μ, log σ²) of images of that shape; with logits x̂ is before the output activation."""
         z, mu, log_sigma2 = self.encode(x)
         return (full(self.decoder(z)) if logits else self.decode(z)), mu, log_sigma2
 
@@ -312,8 +317,8 @@ def draw(model: VAE, n: int, seed: int) -> Iterator[Tensor]:
 
 @common.in_eval_mode
 def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
-    """Mean loss, rec and kl over uint8 images, in eval mode, with the same noise each time."""
-    torch.manual_seed(0)
+    """Means of objective(), in nats for Bernoulli, over uint8 images (N, C, H, W), with the same noise each time."""
+    torch.manual_seed(0)  # the next training step seeds its own noise: Run.steps
     sums = 0
     for batch in files.progress(x.split(500), "ELBO", math.ceil(len(x) / 500)):
         sums += len(batch) * torch.stack(objective(model, scale(model, batch), model.likelihood, model.x_sigma2, beta))
@@ -327,14 +332,14 @@ def elbo(model: VAE, rec: float, kl: float, d_x: int) -> float:
     return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * model.x_sigma2 * d_x)  # vae_loss is twice the bound
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def posteriors(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """μ and log σ² of uint8 images (N, C, H, W), each (N, z_dim)."""
     parts = [model.posterior(scale(model, batch)) for batch in x.split(500)]
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def log_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
     """log p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, of uint8 images (B, C, H, W), in nats: (K, B). Expected: the ELBO."""
     x = scale(model, x)  # (B, C, H, W)
@@ -353,7 +358,7 @@ def log_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
 
 
 def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
-    """Mean over images of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), in nats (Burda et al. 2015, eq. 8).
+    """Mean over uint8 images (N, C, H, W) of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), in nats (Burda et al., eq. 8).
 
     A lower bound on log p(x), on average not below the ELBO, and tighter with more samples.
     """
@@ -364,7 +369,10 @@ def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
 
 
 def active_units(model: VAE, x: Tensor) -> int:
-    """Dimensions of z whose KL(q(z_i|x) ‖ p(z_i)), a mean over images, is above 0.01 nats."""
+    """Dimensions of z whose KL(q(z_i|x) ‖ p(z_i)), a mean over uint8 images (N, C, H, W), is above 0.01 nats.
+
+    Burda et al. 2015, section 5.2, ask for Var μ_i > 0.01 instead; of latents that are all in use both count all.
+    """
     mu, log_sigma2 = posteriors(model, x)
     kl = 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).mean(0)
     return int((kl > 0.01).sum())
@@ -379,9 +387,9 @@ def reconstructions(model: VAE, x: Tensor) -> tuple[Tensor, int]:
     return visible(model, rows.transpose(0, 1).flatten(0, 2)), columns
 
 
-@torch.no_grad()
+@common.in_eval_mode
 def draw_interpolation(model: VAE, x: Tensor, path: Path, k: int = 8) -> None:
-    """From each image to the next: x₁, then decode(z₁ + i/K (z₂ − z₁)) for i = −2 ... K+2, then x₂."""
+    """From each of uint8 images (N, C, H, W) to the next: x₁, decode(z₁ + i/K (z₂ − z₁)) for i = −2 ... K+2, x₂."""
     x = scale(model, x)
     mu = model.posterior(x)[0]
     i = torch.arange(-2, k + 3, device=mu.device)[:, None] / k
@@ -425,7 +433,7 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
 
 @common.builder
 def build(numbers: dict) -> VAE:
-    """The model that the flags describe, or that a weights file describes and holds."""
+    """The model that the flags describe, or that a weights file describes and holds. numbers: those of train()."""
     numbers = OLDER | numbers
     model = build_vae(*(numbers[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
     model.set_likelihood(numbers["likelihood"], numbers["x_sigma2"], numbers["binarize"])
@@ -434,7 +442,7 @@ def build(numbers: dict) -> VAE:
 
 @torch.no_grad()
 def start_well(model: VAE, x: Tensor) -> None:
-    """Begin near q(z|x) = p(z) and, for Bernoulli, at the mean grey value.
+    """Begin near q(z|x) = p(z) and, for Bernoulli, at the mean grey value of uint8 images x (N, C, H, W).
 
     From PyTorch's own start the first steps, which darken everything, kill most ReLUs around z for good: 4 of 10
     latents were used, the ELBO on MNIST after 20,000 steps was -129.2 instead of -105.1 (tsinghua, seed 0).
@@ -446,6 +454,7 @@ def start_well(model: VAE, x: Tensor) -> None:
 
 
 def default_width(arch: str, image_size: int) -> int:
+    """--width where it is not given."""
     if arch == "mlp":
         return 500
     return 192 if image_size <= 32 else 256
@@ -472,8 +481,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     if arch == "tsinghua" and "width" in args.given:
         common.fail("--width: the layers of --arch tsinghua are those of its table")
     likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
-    if arch == "technion" and args.batch_size == 1:
-        common.fail("--batch-size 1: BatchNorm in --arch technion needs at least 2 images")
+    if arch == "technion" and args.batch_size == 1 and image_size <= 16:
+        common.fail("--batch-size 1: BatchNorm over maps of one pixel needs at least 2 images")
     if "x_sigma2" in args.given and likelihood == "bernoulli":
         common.fail("--x-sigma2 is for --likelihood gaussian")
     if args.binarize and likelihood == "gaussian":
@@ -517,7 +526,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
                 run.add("test", **evaluate(model, data.test[:500], beta))
             run.log()
         if run.pictured(args.sample_every):
-            torch.manual_seed(0)
+            torch.manual_seed(0)  # the same z for each grid; the next step seeds its own noise
             run.save_grid("samples", visible(model, model.sample(64)))
             run.save_grid("reconstructions", *reconstructions(model, data.test), pairs=True)
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}

@@ -1,5 +1,6 @@
 """vae.py: the bound, its own transposed convolution, runs and their ends."""
 
+import copy
 import json
 import math
 import re
@@ -70,10 +71,33 @@ def test_technion_course_classes():
     assert x_rec.shape == x.shape and model.training and x_rec.min() >= -1
 
 
+def test_batches_of_one_where_maps_are_larger(monkeypatch):
+    """At 32 pixels BatchNorm has the four pixels of a map."""
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    argv = "--data digits --latent-dim 2 --width 8 --batch-size 1 --steps 2 --out run"
+    vae.main(argv.split())
+    assert last_of("run")["step"] == 2
+
+
+def test_looking_at_a_model_in_training_leaves_it_as_it_is():
+    torch.manual_seed(0)
+    model = vae.build_vae("technion", 2, 1, 32, 16)
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
+    vae.codes(model, x)
+    vae.evaluate(model, x, 1.0)
+    vae.log_px(model, x, 3)
+    vae.draw_interpolation(model, x[:2], Path("x.png"))
+    after = model.state_dict()
+    assert model.training and all(torch.equal(before[k], after[k]) for k in before)
+
+
 def test_bad_architectures():
     for arch, channels, size in (("tsinghua", 3, 32), ("tsinghua", 1, 28), ("resnet", 1, 32)):
         with pytest.raises(ValueError, match=arch):
             vae.build_vae(arch, 2, channels, size)
+    with pytest.raises(ValueError, match="no likelihood poisson"):
+        vae.build_vae("mlp", 2).set_likelihood("poisson")
 
 
 @pytest.mark.parametrize("size", [8, 20, 28, 45])
@@ -198,7 +222,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--steps", "-5"], "--steps"),
         (["--beta", "-1"], "--beta"),
         (["--x-sigma2", "0"], "--x-sigma2"),
-        (["--data", "digits", "--arch", "technion", "--batch-size", "1"], "BatchNorm"),
+        (["--data", "digits", "--image-size", "16", "--batch-size", "1"], "BatchNorm"),
         (["--image-size", "5000"], "--image-size"),
         (["--data", "nowhere/"], "no such file or folder"),
         (["--data", "empty"], "holds no image file"),
