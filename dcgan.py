@@ -369,10 +369,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     probability = torch.sigmoid if args.loss == "gan" else nn.Identity()
     adam = partial(torch.optim.Adam, lr=lr, betas=(args.beta1, 0.999), fused=device.type != "mps")
     G_optimizer, D_optimizer = adam(G.parameters()), adam(D.parameters())
-    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
-    shown_G = G
-    if args.ema:
-        shown_G = objects["averaged"] = copy.deepcopy(G)
+    shown_G = copy.deepcopy(G)  # averaged over steps: what is shown, measured and saved
+    objects = {"G": G, "D": D, "averaged": shown_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
 
     variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if spectral_norm else "")
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
@@ -399,8 +397,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         d_loss, g_loss, logits_real, logits_fake, z = update(
             fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer, x, G.noise, sigma, args.bf16
         )
-        if args.ema:
-            common.average(shown_G, G, args.ema, step)
+        common.average(shown_G, G, args.ema, step)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if logged:

@@ -232,10 +232,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     if beta1 is None:  # momentum overshoots in the logarithmic game, and holds the other one together
         beta1 = 0.0 if args.loss == "gan" else 0.5
     G_optimizer, D_optimizer = get_optimizer(G, args.lr, beta1), get_optimizer(D, args.lr, beta1)
-    objects = {"G": G, "D": D, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
-    shown_G = G
-    if args.ema:
-        shown_G = objects["averaged"] = copy.deepcopy(G)
+    shown_G = copy.deepcopy(G)  # averaged over steps: what is shown, measured and saved
+    objects = {"G": G, "D": D, "averaged": shown_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{arch}"
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
@@ -278,8 +276,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         G_optimizer.step()
         if logged:
             run.add("after G's step", d_g_z=mean_d_g_z(D, G, z, probability))
-        if args.ema:
-            common.average(shown_G, G, args.ema, step)
+        common.average(shown_G, G, args.ema, step)
 
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=probability(logits_real).mean())
         if run.pictured(args.sample_every):
