@@ -28,6 +28,7 @@ from plumbing.process import fail, run, running  # noqa: F401
 SHIPPED = Path(__file__).resolve().parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
+FOR_VERBS = ("seed", "bf16", "encoding")  # of the others those that trained weights heed
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 
 
@@ -200,7 +201,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     numbers do not contradict the flags given. any_data: --data says what to do now, not what was trained on.
     """
     ranks.leave()
-    given = dict(args.given)
+    given = {k: v for k, v in args.given.items() if k in args.science and k not in FOR_VERBS}
     if args.weights or args.out:
         named = Path(args.weights or args.out)
         paths = [named if named.is_file() else named / name]
@@ -212,7 +213,8 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     best = f" in runs/{script}-*"
     for path in paths:
         state = load(path, (script,), "trained_on")
-        differ = [f"{k} {state[k]}" for k, v in given.items() if state.get(k, v) != v]
+        known = files.read_json(path.parent / "config.json").get("flags", {}) | state  # a shipped file has no config
+        differ = [f"{k} {known.get(k, 'unknown')}" for k, v in given.items() if known.get(k) != v]
         if not differ:
             shipped = " (shipped)" if path.resolve().parent == SHIPPED else ""
             print(f"weights: {path}{shipped}, made from {state['trained_on']}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 SLOWEST = 1e4  # bytes per second that a server has to send, after its first minute
 _held_elsewhere: set[Path] = set()  # files of which `show` has said so
@@ -252,3 +253,16 @@ def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -
             finally:
                 part.unlink(missing_ok=True)
     raise OSError("; ".join(reasons))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of ours holds; nothing where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any], write: Callable = write_whole) -> None:
+    write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))

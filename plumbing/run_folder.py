@@ -11,7 +11,6 @@ runs/vae-mnist-technion-z10/
 import argparse
 import csv
 import io
-import json
 import math
 import os
 import signal
@@ -19,7 +18,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,19 +48,6 @@ MEANING = {  # of results, the first ones first: unit, and which way is better
     "untrained_linear": "linear accuracy {:.1%} before training",
 }
 EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file of ours holds; nothing where there is none, or none that can be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_json(path: Path, content: dict[str, Any], write: Callable = files.write_whole) -> None:
-    write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 class State(dict):
@@ -127,6 +113,7 @@ class Run:
         self.flags = self._resolved_flags(str(data))
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
         self.saved = None  # the step of the last checkpoint
+        self.drawn = 0  # rows of metrics in curves.png
         self.ending = False  # whether no step follows
         self.bar = self.events = None
         self.levels: dict[str, float] = {}  # of terms, for curves.png
@@ -143,7 +130,7 @@ class Run:
             if last:
                 self._continue(last)
             if not ranks.rank():
-                write_json(self.folder / "config.json", self._config(f"{data}{data.note}", parameters))
+                files.write_json(self.folder / "config.json", self._config(f"{data}{data.note}", parameters))
         except files.InUse as error:
             fail(f"{self.folder} is {error}: let it end, stop it, or name another folder with --out")
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
@@ -166,7 +153,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """What was measured at the end."""
-        return read_json(self.folder / "results.json")
+        return files.read_json(self.folder / "results.json")
 
     def _resolved_flags(self, data: str) -> dict[str, Any]:
         """The flags that decide what is learned, with what the script made of those that were left open."""
@@ -210,9 +197,9 @@ class Run:
         if (self.folder / "last.pth").exists():
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
             last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
-            return last, read_json(self.folder / "results.json").get("step") == last["step"]
+            return last, files.read_json(self.folder / "results.json").get("step") == last["step"]
         # A run that was killed before its first save has left config.json, but no last.pth.
-        there = read_json(self.folder / "config.json").get("flags", {})
+        there = files.read_json(self.folder / "config.json").get("flags", {})
         foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
         weights = sorted(self.folder.glob("*.pth"))
         if foreign and weights:
@@ -267,8 +254,9 @@ class Run:
         state = {key: getattr(self, key) for key in self.KEPT}
         states = {key: thing.state_dict() for key, thing in self.objects.items()}
         common.save(state | states, self.folder / "last.pth")
-        if self.rows and find_spec("matplotlib"):
+        if len(self.rows) > self.drawn and find_spec("matplotlib"):
             plots.curves(self.rows, self.folder / "curves.png", self.levels)
+            self.drawn = len(self.rows)
 
     def finished(self) -> bool:
         """Whether training and evaluation are done, said in one line."""
@@ -416,7 +404,7 @@ def finish(
     path = folder / "results.json"
     if of and of.name not in ("vae.pth", "generator.pth", "simclr.pth"):
         path = folder / f"results-{of.stem}.json"
-    before = read_json(path)
+    before = files.read_json(path)
     if before.get("step") != step:
         before = {}
     results = before | {"step": step, **results, "data": data}
@@ -424,7 +412,7 @@ def finish(
     if not data.startswith(measured_on):
         results["measured_on"] = measured_on
         on = f"step {step}, trained on {data}, measured on {measured_on}"
-    write_json(path, results, files.show)
+    files.write_json(path, results, files.show)
     pictures.film(folder)
     for picture in _pictures(folder):
         print(f"picture: {picture}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import files, folders, images, pixels, run_folder
+from plumbing import files, folders, images, pixels
 
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
 WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder
@@ -72,7 +72,7 @@ def _generator(path: Path) -> Path | None:
     """The weights file that is meant; None for a folder that is not a run's, whatever files it holds besides images."""
     if path.suffix == ".pth" and path.is_file():
         return path
-    is_run = run_folder.read_json(path / "config.json").keys() >= {"command", "flags", "parameters", "ranks"}
+    is_run = files.read_json(path / "config.json").keys() >= {"command", "flags", "parameters", "ranks"}
     for name in WEIGHTS:
         file = path / name
         if file.is_file() and (is_run or _is_ours(file)):

@@ -37,7 +37,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import folders, hardware, images, inception, latent, process, ranks, run_folder, texts
+from plumbing import files, folders, hardware, images, inception, latent, process, ranks, run_folder, texts
 from report import peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
 
@@ -476,7 +476,7 @@ def ours_in(script, args: Namespace, steps: int, flags: str, **named: str) -> di
     with tempfile.TemporaryDirectory() as out:
         usual = f"--steps {part_of(args, steps)} --data-dir {args.data_dir} --seed {args.seed} --out {out}/run"
         script.main([*flags.split(), *usual.split()])
-        results = run_folder.read_json(Path(out, "run", "results.json"))
+        results = files.read_json(Path(out, "run", "results.json"))
     return raced(60 * results["train_minutes"], **{name: results[key] for key, name in named.items()})
 
 

@@ -24,7 +24,7 @@ import torch
 import dcgan
 import simclr
 import vae
-from plumbing import images, lenet, run_folder
+from plumbing import files, images, lenet
 from report.measure import CIFAR10, FACES, adam, spread, table
 
 
@@ -287,7 +287,7 @@ def folder(name: str, label: str, seed: int) -> Path:
 def start(name: str, label: str, seed: int) -> None:
     """Run one candidate to its end, if that has not been done."""
     out = folder(name, label, seed)
-    if run_folder.read_json(out / "results.json"):
+    if files.read_json(out / "results.json"):
         return
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "report.race", name, "--one", label, "--seeds", str(seed)]
@@ -300,7 +300,7 @@ def show(name: str, labels: list[str], seeds: list[int]) -> None:
     """The table: each number that a candidate has, over its seeds, and the minutes of a run."""
     found = {}
     for label in labels:
-        results = [run_folder.read_json(folder(name, label, seed) / "results.json") for seed in seeds]
+        results = [files.read_json(folder(name, label, seed) / "results.json") for seed in seeds]
         found[label] = [r for r in results if r]
     keys = [key for key in NUMBERS if any(key in r for runs in found.values() for r in runs)]
     rows = []

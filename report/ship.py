@@ -19,7 +19,7 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing import files, images, run_folder, texts
+from plumbing import files, images, texts
 
 RUNS = {  # file: the run it is of, and its command (gan_mnist.py, which takes a minute, has 4 to 14 MB)
     "vae.pth": ("race/confirmed/vae/seed-0", "vae.py --latent-dim 10 --steps 20000"),
@@ -80,7 +80,7 @@ def figures(results: dict) -> str:
 
 def ship(name: str, run: Path, command: str, commit: str) -> str:
     """Write weights/NAME; hand back its line of the card."""
-    results = run_folder.read_json(run / "results.json")
+    results = files.read_json(run / "results.json")
     state = torch.load(next(filter(Path.exists, (run / file for file in FILES))), weights_only=True)
     half = {k: t.half() if t.is_floating_point() else t for k, t in state["state_dict"].items()}
     data = "cifar10" if state["data"] == "data/cifar10-jpeg" else state["data"]  # the same images as JPEGs
@@ -95,9 +95,9 @@ def keep_results() -> int:
     named = re.findall(rf"--out (runs/(?:{'|'.join(SCRIPTS)})\S*)", Path("report/runs.sh").read_text())
     kept = 0
     for folder in (*map(Path, named), *Path("runs/race/confirmed").glob("*/seed-*")):
-        results = run_folder.read_json(folder / "results.json")
+        results = files.read_json(folder / "results.json")
         if results:
-            config = run_folder.read_json(folder / "config.json")
+            config = files.read_json(folder / "config.json")
             flags = {k: v for k, v in config["flags"].items() if k not in ("out", "data_dir", "fresh")}
             name = "-".join(folder.parts[1:]).removeprefix("race-").removeprefix("confirmed-")
             script = next(script for script in SCRIPTS if name.startswith(script))
@@ -116,7 +116,7 @@ def main() -> None:
     lines = []
     for name, (run, command) in RUNS.items():
         folder = Path("runs", run)
-        if run_folder.read_json(folder / "results.json"):
+        if files.read_json(folder / "results.json"):
             lines.append(ship(name, folder, command, commit.strip()))
         else:
             lines += [line for line in old if line.startswith(f"| `{name}`")]

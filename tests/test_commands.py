@@ -219,6 +219,23 @@ def test_works_with_the_four_packages_alone(tmp_path):
     assert Path("run/vae.pth").exists() and not Path("run/curves.png").exists()
 
 
+def test_the_newest_run_that_fits_every_flag_is_taken(capsys, monkeypatch):
+    """Also those that only training heeds: a flag that is accepted does something."""
+    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    for lr in ("0.002", "0.001"):
+        gan_mnist.main(
+            ["--data", "digits", "--batch-size", "4", "--steps", "1", "--lr", lr, "--out", f"runs/gan_mnist-{lr}"]
+        )
+    for flags, run in (([], "0.001"), (["--lr", "0.002", "--seed", "7"], "0.002"), (["--lr", "0.001"], "0.001")):
+        capsys.readouterr()
+        gan_mnist.main(["--generate", "--n", "4", *flags])
+        assert f"weights: runs/gan_mnist-{run}/generator.pth" in capsys.readouterr().err
+    line = error_line(capsys, gan_mnist.main, ["--generate", "--lr", "0.5"])
+    assert "no trained weights fit these flags" in line and "has lr 0.00" in line
+    line = error_line(capsys, vae.main, ["--generate", "--lr", "0.5"])  # with the file that ships is no config.json
+    assert "vae.pth has lr unknown" in line
+
+
 SHAPE = {"image_size": 32, "channels": 1, "latent_dim": 2, "hidden_dim": 2, "spectral_norm": False}
 GENERATORS = {
     vae: ("vae.pth", {**SHAPE, "arch": "mlp", "likelihood": "bernoulli", "x_sigma2": 0.1}),
