@@ -344,8 +344,8 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
 
     args, begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
-    if args.loss == "hinge" and {"label_noise", "label_smoothing"} & args.given.keys():
-        common.fail("--loss hinge has no labels: leave out --label-noise and --label-smoothing")
+    if args.loss not in ("gan", "lsgan") and {"label_noise", "label_smoothing"} & args.given.keys():
+        common.fail(f"--loss {args.loss} has no labels: leave out --label-noise and --label-smoothing")
     channels, image_size = data.train.shape[1:3]
     if begun.get("channels", channels) != channels:
         common.fail(f"--weights {args.weights} are for images of {begun['channels']} channel(s), not for {data}")

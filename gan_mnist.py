@@ -220,7 +220,10 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     arch, noise_dim = args.arch, args.noise_dim
     if arch == "conv" and args.batch_size == 1:
         common.fail("--batch-size 1: BatchNorm in --arch conv needs at least 2 images")
-    numbers = {"loss": args.loss, "arch": arch, "noise_dim": noise_dim, "image_size": 28}
+    beta1 = args.beta1
+    if beta1 is None:  # momentum overshoots in the logarithmic game, and holds the other one together
+        beta1 = 0.0 if args.loss == "gan" else 0.5
+    numbers = {"loss": args.loss, "arch": arch, "noise_dim": noise_dim, "beta1": beta1, "image_size": 28}
     numbers |= {"data": data.source, "trained_on": f"{data}{data.note}"}
 
     G = build(begun | numbers).to(device)
@@ -228,9 +231,6 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     if begun:
         common.load_beside(D, "gan_mnist", args)
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
-    beta1 = args.beta1
-    if beta1 is None:  # momentum overshoots in the logarithmic game, and holds the other one together
-        beta1 = 0.0 if args.loss == "gan" else 0.5
     G_optimizer, D_optimizer = get_optimizer(G, args.lr, beta1), get_optimizer(D, args.lr, beta1)
     shown_G = copy.deepcopy(G)  # averaged over steps: what is shown, measured and saved
     objects = {"G": G, "D": D, "averaged": shown_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}

@@ -327,9 +327,9 @@ def evaluate(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
 
 def elbo(model: VAE, rec: float, kl: float, d_x: int) -> float:
     """The evidence lower bound (eq. 3, β = 1) in nats per image, from the two terms of the model's loss."""
-    if model.likelihood == "bernoulli":
-        return -rec - kl
-    return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * model.x_sigma2 * d_x)  # vae_loss is twice the bound
+    if model.likelihood == "gaussian":  # vae_loss is twice the bound, but for a constant
+        return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * model.x_sigma2 * d_x)
+    return -rec - kl
 
 
 @common.in_eval_mode
@@ -485,7 +485,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         common.fail("--batch-size 1: BatchNorm over maps of one pixel needs at least 2 images")
     if "x_sigma2" in args.given and likelihood == "bernoulli":
         common.fail("--x-sigma2 is for --likelihood gaussian")
-    if args.binarize and likelihood == "gaussian":
+    if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1, for --likelihood bernoulli")
     numbers = {"arch": arch, "latent_dim": latent_dim, "channels": channels, "image_size": image_size, "width": width}
     numbers |= {"likelihood": likelihood, "x_sigma2": args.x_sigma2, "beta": args.beta, "binarize": args.binarize}

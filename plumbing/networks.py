@@ -44,11 +44,12 @@ def in_eval_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def looking(net: nn.Module, *args, **kwargs):
-        training = net.training
+        modes = [(module, module.training) for module in net.modules()]
         net.eval()
         with torch.no_grad():
             seen = function(net, *args, **kwargs)
-        net.train(training)
+        for module, training in modes:  # each its own: a part can be frozen in eval mode
+            module.training = training
         return seen
 
     return looking

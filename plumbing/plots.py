@@ -60,12 +60,18 @@ def codes(
 
 
 def equilibrium(d_loss_fn: Callable, g_loss_fn: Callable, probability: Callable) -> dict[str, float]:
-    """A GAN's curves where samples are as the data are: the best that D can do is one score for both."""
+    """A GAN's curves where samples are as the data are: the best that D can do is one score for both. Where many are
+    the best, as any in [-1, 1] is for the hinge loss, D's loss alone.
+    """
     scores = torch.linspace(-2, 2, 401)[:, None]
     losses = torch.stack([d_loss_fn(score, score) for score in scores])
-    score = scores[losses < losses.min() + 1e-6].median()[None]
+    best = scores[losses < losses.min() + 1e-6]
+    levels = {"d_loss": losses.min().item()}
+    if best.max() - best.min() > 0.1:
+        return levels
+    score = best.median()[None]
     d = probability(score).item()
-    return {"d_loss": losses.min().item(), "g_loss": g_loss_fn(score).item(), "d_x": d, "d_g_z": d}
+    return levels | {"g_loss": g_loss_fn(score).item(), "d_x": d, "d_g_z": d}
 
 
 def curves(rows: list[dict], path: Path, levels: dict[str, float]) -> None:

@@ -63,6 +63,16 @@ def test_dropout_on_every_layer():
     torch.testing.assert_close(dropped[kept], y[kept] / 0.7)
 
 
+class Dropping(nn.Linear):
+    """Scores (B, S, 7) of the next characters, of the last one alone, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 7)
+
+    def forward(self, x: torch.Tensor, hidden: None) -> tuple[torch.Tensor, None]:
+        return nn.functional.dropout(super().forward(x), 0.5, self.training), hidden
+
+
 def test_generate_from_model(monkeypatch):
     maps = char_rnn.char_maps("abcdefg")
     torch.manual_seed(0)
@@ -85,6 +95,8 @@ def test_generate_from_model(monkeypatch):
     assert graphs and not any(graphs)
     with pytest.raises(ValueError, match="empty"):
         char_rnn.generate_from_model(model, "", 5, maps, 1.0)
+    other = Dropping().train()  # some other model, which drops what it would say
+    assert len({char_rnn.generate_from_model(other, "a", 9, maps, 0.0) for _ in range(9)}) == 1 and other.training
     x = torch.tensor([[maps[0][c] for c in write(0.0)]])
     assert torch.equal(model.eval()(x)[0].argmax(2)[0, 2:-1], x[0, 3:])  # T = 0 is argmax
 

@@ -160,7 +160,7 @@ def test_averaged_weights():
         (["--data", "digits", "--arch", "conv", "--batch-size", "1"], "at least 2"),
         (["--noise-dim", "0"], "--noise-dim"),
         (["--ema", "1"], "--ema"),
-        (["--loss", "wgan"], "--loss"),
+        (["--loss", "no-such-game"], "--loss"),
         (["--generate"], "no trained weights in runs/gan_mnist-*"),
         (["--generate", "--weights", "nowhere"], "nowhere/generator.pth cannot be read"),
     ],
@@ -178,3 +178,4 @@ def test_momentum_is_that_of_the_game(flags, beta1, monkeypatch):
     gan_mnist.main([*TINY_GAN, *flags, "--steps", "1", "--out", "run"])
     for optimizer in ("G_optimizer", "D_optimizer"):
         assert last_of("run")[optimizer]["param_groups"][0]["betas"] == (beta1, 0.999)
+    assert last_of("run")["flags"]["beta1"] == beta1
