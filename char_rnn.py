@@ -230,12 +230,6 @@ class GRULayer(nn.Module):
         W_x, b, U_zr, U_g = self.fused(dtype)
         # The inputs' share of all steps in one product; a one-hot row times a matrix is a row of it.
         a = F.linear(x.to(dtype), W_x.t(), b) if x.ndim == 3 else F.embedding(x, W_x + b)  # (S, B, 3H)
-        if torch.jit.is_tracing():  # TorchScript has no functions with a backward pass of their own
-            states = []
-            for a_t in a:
-                h = gru_step(a_t, h, U_zr, U_g)[0]
-                states.append(h)
-            return torch.stack(states).to(a.dtype), h
         return GRUSequence.apply(a, h, U_zr, U_g)
 
 

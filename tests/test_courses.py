@@ -221,7 +221,6 @@ NETWORKS = {
     "conv G": (gan_mnist.build_dc_generator, (96,)),
     "conv D": (gan_mnist.build_dc_classifier, (784,)),
     "SimCLR": (lambda: simclr.Model(8, "resnet18"), (3, 8, 8)),
-    "GRU": (lambda: char_rnn.MultilayerGRU(5, 8, 5, 2, 0.5), (4, 5)),
 }
 
 
