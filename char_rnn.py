@@ -94,18 +94,21 @@ def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
 
 
 def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
-    """int8 (N, V): row n is 1 at the index of character n. Raises KeyError for what is not in the map."""
+    """int8 (N, V): row n is 1 at the index of character n. Technion's: training takes the indices."""
     idx = encode(text, char_to_idx).long()
     return torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8).scatter_(1, idx[:, None], 1)
 
 
 def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
-    """The text of (N, V) one-hot rows."""
+    """The text of (N, V) one-hot rows. Technion's; not called here."""
     return "".join(idx_to_char[i] for i in embedded.argmax(1).tolist())
 
 
 def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: int, device="cpu"):
-    """(samples (N, S, V) one-hot int8, labels (N, S) int64, one character ahead), N = floor((len − 1) / S)."""
+    """(samples (N, S, V) one-hot int8, labels (N, S) int64, one character ahead), N = floor((len − 1) / S).
+
+    Technion's: training takes stream_batch.
+    """
     n = (len(text) - 1) // seq_len
     samples = chars_to_onehot(text[: n * seq_len], char_to_idx).view(n, seq_len, len(char_to_idx))
     labels = encode(text[1 : n * seq_len + 1], char_to_idx).long().view(n, seq_len)

@@ -166,7 +166,10 @@ def stages(image_size: int, hidden_dim: int) -> list[int]:
 
 
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
-    """The generator of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32; ValueError for others."""
+    """Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32; train() builds the same by build().
+
+    Raises ValueError for another arch.
+    """
     if arch != "tsinghua":
         raise ValueError(f"no architecture {arch}; there is tsinghua")
     return Generator(latent_dim, 4, 1, stages(32, hidden_dim))

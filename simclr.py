@@ -205,7 +205,7 @@ def sim(z_i: Tensor, z_j: Tensor) -> Tensor:
 
 
 def simclr_loss_naive(out_left: Tensor, out_right: Tensor, tau: float) -> Tensor:
-    """L, in nats, as it is written, pair by pair: out_left and out_right (N, D) are the z of both views."""
+    """L, in nats, as it is written, pair by pair: out_left and out_right (N, D) are the z of both views. To read."""
     N = len(out_left)
     z, total = torch.cat([out_left, out_right]), 0.0
     for k in range(N):
@@ -216,12 +216,12 @@ def simclr_loss_naive(out_left: Tensor, out_right: Tensor, tau: float) -> Tensor
 
 
 def sim_positive_pairs(out_left: Tensor, out_right: Tensor) -> Tensor:
-    """sim of each positive pair: (N, D), (N, D) -> (N, 1)."""
+    """sim of each positive pair: (N, D), (N, D) -> (N, 1). CS231n's; not called here."""
     return (F.normalize(out_left, dim=1) * F.normalize(out_right, dim=1)).sum(1, keepdim=True)
 
 
 def compute_sim_matrix(out: Tensor) -> Tensor:
-    """sim of all pairs: (2N, D) -> (2N, 2N)."""
+    """sim of all pairs: (2N, D) -> (2N, 2N). CS231n's; not called here."""
     out = F.normalize(out, dim=1)
     return out @ out.T
 
