@@ -15,9 +15,9 @@ the KL term, which --arch mlp warms up (kl_warmup), a start that keeps ReLUs ali
     python vae.py --generate                       # a grid of new samples from the newest run
 
 Measured with the first command on MNIST's 10,000 test digits at 32 x 32, three seeds: ELBO -95.43 ± 0.09 nats, log p(x)
-at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; of grey values no density: --binarize), FD-LeNet
-59.3 ± 0.3, in 9 minutes on one thread of an AMD EPYC. The homework's --arch tsinghua --lr 1e-3 --lr-schedule constant:
--105.1, -99.6, 108 (one seed).
+at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; grey values have no density, so papers' numbers
+are those of --binarize), FD-LeNet 59.3 ± 0.3, in 9 minutes on one thread of an AMD EPYC. The homework's --arch tsinghua
+--lr 1e-3 --lr-schedule constant: -105.1, -99.6, 108 (one seed).
 """
 
 import math
@@ -36,7 +36,7 @@ from plumbing.networks import output_shape, place
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither
-SHAPE = ("arch", "latent_dim", "image_size", "likelihood", "width")  # what weights decide that a training begins with
+SHAPE = ("arch", "latent_dim", "image_size", "likelihood", "width")  # fixed by --weights in a training
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -119,7 +119,7 @@ class DecoderCNN(nn.Module):
 
 
 def full(x: Tensor) -> Tensor:
-    """What autocast has left in bfloat16 as float32, what follows being sums and exponentials."""
+    """x, where autocast has made it bfloat16 as float32: sums and exponentials follow."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -262,6 +262,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
 
     d_x = math.prod(in_size)
     encoder = nn.Sequential(nn.Flatten(), dense(d_x, width), dense(width, width))
+    # VAE puts the layer from z to `width` before the decoder, whose first ReLU is therefore that layer's.
     decoder = nn.Sequential(nn.ReLU(), dense(width, width), nn.Linear(width, d_x), nn.Unflatten(1, in_size))
     return VAE(encoder, decoder, in_size, latent_dim)
 
