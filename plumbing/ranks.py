@@ -132,28 +132,13 @@ def objects(value: Any) -> list:
     return values
 
 
-class Largest:
-    """The largest of all ranks' numbers, a step late: it is reduced beside the step, and nobody waits for it."""
-
-    def __init__(self) -> None:
-        self.number = torch.tensor(0)
-        self.reduction = None  # that is under way
-
-    def tell(self, number: int) -> int:
-        """Begin to share this rank's number; hand back the largest of those that were told a step ago."""
-        if size() == 1:
-            return number
-        known = self.wait()
-        self.number = torch.tensor(number)
-        self.reduction = dist.all_reduce(self.number, dist.ReduceOp.MAX, async_op=True)
-        return known
-
-    def wait(self) -> int:
-        """The largest of the numbers told last."""
-        if self.reduction:
-            self.reduction.wait()
-        self.reduction = None
-        return int(self.number)
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers, on every rank."""
+    if size() == 1:
+        return number
+    x = torch.tensor(number)
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    return int(x)
 
 
 def share(x: Tensor) -> Tensor:

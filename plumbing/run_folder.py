@@ -278,7 +278,6 @@ class Run:
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
         steps = () if self.ending else range(self.step + 1, self.args.steps + 1)
         self.bar = files.progress(steps, self.script, self.args.steps, self.step)
-        stop_signal = ranks.Largest()  # caught by any rank
         try:
             with Signals() as signals:
                 for step in self.bar:
@@ -288,9 +287,7 @@ class Run:
                     yield step
                     self.seconds += time.perf_counter() - self.began
                     last = self.ending or step == self.args.steps
-                    stopped = stop_signal.tell(signals.caught)
-                    if last and not stopped:
-                        stopped = stop_signal.wait()
+                    stopped = ranks.largest(signals.caught)  # a signal that any rank has caught stops all
                     if stopped or last or step % self.args.save_every == 0:
                         self.save()
                     if stopped:
