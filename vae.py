@@ -541,12 +541,14 @@ def use(args: Namespace, device: torch.device) -> None:
     if len(chosen) not in (0, 2):
         common.fail(f"--interpolate takes two image files or none, not {len(chosen)}")
     numbers, path = common.find_weights("vae", "vae.pth", args, any_data=args.encode is not None)
-    folder = common.output_folder(args, path)
     model = build(numbers).to(device).eval()
-    if args.generate:
-        common.save_generated(draw(model, args.n, args.seed), args.n, folder)
     if args.encode is not None:
         described.write(args.encode, args, path, numbers, numbers["channels"], partial(codes, model))
+    if not (args.generate or args.eval or args.export or args.interpolate is not None):
+        return
+    folder = common.output_folder(args, path)
+    if args.generate:
+        common.save_generated(draw(model, args.n, args.seed), args.n, folder)
     if args.eval or args.interpolate == []:
         data = images.load_again(args.data, args.data_dir, numbers)
         if len(data.test) < 2:

@@ -3,9 +3,11 @@
 import copy
 import json
 import math
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,16 @@ def test_looking_at_a_model_in_training_leaves_it_as_it_is():
     vae.draw_interpolation(model, x[:2], Path("x.png"))
     after = model.state_dict()
     assert model.training and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_codes_need_no_right_to_write_beside_the_weights(monkeypatch):
+    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    vae.main([*TINY, "--steps", "1", "--out", "locked"])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
+    vae.main(["--encode", "codes.npz", "--weights", "locked"])
+    with np.load("codes.npz") as file:
+        assert file["mu"].shape == (1797, 2)
 
 
 def test_bad_architectures():
