@@ -306,16 +306,6 @@ def draw(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
     return common.drawn(lambda k: show(G, G.noise(k)), n, seed)
 
 
-def spread(x: Tensor) -> float:
-    """Mean of ‖x_i − x_j‖ / √(C H W) over pairs of images (N, C, H, W), uint8, in grey levels."""
-    return torch.pdist(x.flatten(1).float().cpu()).mean().item() / x[0].numel() ** 0.5
-
-
-def spread_of(data: images.ImageData) -> float:
-    """Of 500 of the data's images."""
-    return spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
-
-
 def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
     """K >= 1 steps from z₁ to z₂ (z_dim,), two before and two beyond: (K + 5, z_dim), on a line or a circle (slerp).
 
@@ -339,7 +329,7 @@ def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, obje
     """What judges say of 10,000 samples; the mean distance of two of them, by that of two images."""
     import fid
 
-    return fid.measured(partial(draw, G), judges) | {"spread": spread(next(draw(G, 500, 0))) / spread_of_data}
+    return fid.measured(partial(draw, G), judges) | {"spread": lenet.spread(next(draw(G, 500, 0))) / spread_of_data}
 
 
 def train(args: Namespace, device: torch.device) -> run_folder.Run:
@@ -385,7 +375,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     distance = "fid" if "fid" in judges else "fd_lenet"
     best_file = run.folder / f"best_{distance}.pth"
     pixels = common.to_device(data.train, device)
-    spread_of_data = spread_of(data)
+    spread_of_data = lenet.spread_of(data)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     seen = {}
 
@@ -455,7 +445,7 @@ def use(args: Namespace, device: torch.device) -> None:
         import fid
 
         data = images.load_again(args.data, args.data_dir, numbers)
-        seen = measure(G, fid.judges(data, args.data_dir, device), spread_of(data))
+        seen = measure(G, fid.judges(data, args.data_dir, device), lenet.spread_of(data))
         results = fid.report(seen, data, args, path)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.interpolate:

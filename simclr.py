@@ -20,7 +20,6 @@ after --batch-size 128 --warmup 200 --lr 0.12 --half-size 0.9 --steps 4500 (69.6
 AMD EPYC), then --steps 5000, 12.8 epochs, 112 minutes; 60.5%, 51.5% after --steps 1250 --warmup 100, 30 minutes.
 """
 
-import hashlib
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -31,7 +30,8 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, files, hardware, images, pixels, plots, ranks, run_folder
+from plumbing import described, files, hardware, images, plots, ranks, run_folder
+from plumbing.networks import fingerprint
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -309,14 +309,6 @@ def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) ->
     return accuracy(logistic_regression(h, labels, best_l2), test_h, truth)
 
 
-def fingerprint(f: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer, its first 16 digits."""
-    digest = hashlib.sha256()
-    for name, value in f.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def judged(h: Tensor, test_h: Tensor, data: images.ImageData, some: Tensor) -> dict[str, float]:
     """What features tell of the held-out labels: kNN, linear from all labels, linear from `some` of them."""
     y, truth = data.train_labels.to(h.device), data.test_labels.to(h.device)
@@ -464,30 +456,21 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     return run
 
 
-def data_to_judge(numbers: dict, folder: Path, args: Namespace) -> tuple[images.ImageData, Path]:
-    """(held-out images of the set that the encoder is from, or of the one that --data names; the results' folder)."""
-    data = images.load_images(args.data or numbers["data"], "", args.data_dir, numbers["image_size"])
-    if numbers["trained_on"].startswith(str(data)):
-        return data, folder
-    files.say(f"evaluated on {data}, where the encoder is from {numbers['trained_on']}")
-    folder = folder / f"eval-{data.name}"
-    folder.mkdir(exist_ok=True)
-    train, test = (pixels.with_channels(x, channels_seen(numbers)) for x in (data.train, data.test))
-    return data._replace(train=train, test=test), folder
-
-
 def use(args: Namespace, device: torch.device) -> None:
     """What is done with trained weights."""
     numbers, path = common.find_weights("simclr", "simclr.pth", args, any_data=True)
     missing = {"mean", "std", "image_size"} - numbers.keys()
     if missing:
         common.fail(f"these weights lack {', '.join(sorted(missing))}")
-    model = build(numbers).to(device)
+    model, channels = build(numbers).to(device), channels_seen(numbers)
     if args.features is not None:
         h = lambda x: {"features": represent(model.f, x, numbers, device, args.bf16)}
-        described.write(args.features, args, path, numbers, channels_seen(numbers), h)
+        described.write(args.features, args, path, numbers, channels, h)
     if args.eval:
-        data, folder = data_to_judge(numbers, common.output_folder(args, path), args)
+        data, folder = images.load_again(args.data, args.data_dir, numbers, channels), common.output_folder(args, path)
+        if not numbers["trained_on"].startswith(str(data)):
+            folder = folder / f"eval-{data.name}"
+            folder.mkdir(exist_ok=True)
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:

@@ -111,6 +111,16 @@ def classes(h: Tensor, net: LeNet) -> dict[str, object]:
     }
 
 
+def spread(x: Tensor) -> float:
+    """Mean of ‖x_i − x_j‖ / √(C H W) over pairs of images (N, C, H, W), uint8, in grey levels."""
+    return torch.pdist(x.flatten(1).float().cpu()).mean().item() / x[0].numel() ** 0.5
+
+
+def spread_of(data: images.ImageData) -> float:
+    """Of 500 of the data's images."""
+    return spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0  # 0: all are the same
+
+
 def warn_if_collapsed(run: Any, seen: dict[str, object]) -> None:
     """A line for samples of few classes, or all alike, unless G is untrained: in its first tenth, and never better."""
     best = {"spread": (1.0, "samples differ by {:.0%} of what images do")}

@@ -1,5 +1,6 @@
 """What every script does with its network: build it from plain numbers, look at it without a trace."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -65,6 +66,14 @@ def place(net: nn.Module) -> dict:
 def output_shape(net: nn.Module, in_size: Sequence[int]) -> tuple[int, ...]:
     """Of one input of this shape, without the batch; the net stays as it is, BatchNorm's statistics included."""
     return tuple(net(torch.zeros(1, *in_size, **place(net))).shape[1:])
+
+
+def fingerprint(f: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer, its first 16 digits."""
+    digest = hashlib.sha256()
+    for name, value in f.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def first_misfit(error: Exception) -> str:

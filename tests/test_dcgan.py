@@ -95,7 +95,7 @@ def test_spread():
     x = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8)
     a = x.flatten(1).numpy().astype(float)
     exact = np.mean([np.sqrt(((a[i] - a[j]) ** 2).mean()) for i in range(7) for j in range(i)])
-    assert dcgan.spread(x) == pytest.approx(exact, rel=1e-5) and dcgan.spread(x[:1].expand(7, -1, -1, -1)) == 0
+    assert lenet.spread(x) == pytest.approx(exact, rel=1e-5) and lenet.spread(x[:1].expand(7, -1, -1, -1)) == 0
 
 
 @pytest.mark.parametrize("tricks", TRICKS.values(), ids=TRICKS)

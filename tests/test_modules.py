@@ -347,7 +347,7 @@ def test_simclr_is_evaluated_on_another_set(capsys):
     capsys.readouterr()
     simclr.main(["--eval", "--data", "more", "--weights", "run"])
     said = capsys.readouterr().out
-    assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the encoder is from pictures" in said
+    assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the weights were made from pictures" in said
     last = said.splitlines()[-1]
     assert last.startswith("run/eval-more: step 1, trained on pictures (") and ", measured on more (27" in last
     assert results_of("run") == before and results_of("run/eval-more")["test_images"] == 3

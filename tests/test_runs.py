@@ -61,7 +61,9 @@ def make_tiny(patch) -> list[tuple[str, str, str]]:
     def few_images(*given) -> images.ImageData:
         return few(load_images(*given), 300, 500)
 
-    def few_images_again(name, folder, numbers) -> images.ImageData:  # weights that ship were made from all, and say so
+    def few_images_again(
+        name, folder, numbers, *_
+    ) -> images.ImageData:  # weights that ship were made from all, and say so
         return few_images(name, "", folder, numbers["image_size"])
 
     @cache

@@ -8,7 +8,7 @@ import pytest
 import common
 import dcgan
 import vae
-from plumbing import files, images
+from plumbing import files, images, lenet
 from report import ship
 from tests.helpers import HERE
 
@@ -55,7 +55,7 @@ def test_samples_differ_as_those_of_the_run_did(name, data, result):
     numbers = common.load(common.SHIPPED / name, ("dcgan",), "trained_on")
     source = data if data == "mnist" else str(HERE / "data" / data)
     real = images.load_images(source, "", str(HERE / "data"), numbers["image_size"])
-    seen = dcgan.measure(dcgan.build(numbers), {}, dcgan.spread_of(real))
+    seen = dcgan.measure(dcgan.build(numbers), {}, lenet.spread_of(real))
     before = json.loads((HERE / f"report/results/{result}.json").read_text())
     assert seen["spread"] == pytest.approx(before["spread"], rel=0.01)
 
