@@ -489,11 +489,12 @@ def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
     char_to_idx, idx_to_char = char_maps(chars)
     start = texts.start_of_writing(args.start, chars)
     begun, to_draw = [char_to_idx[c] for c in start], max(0, args.n_chars - len(start))
+    step, device = one_step(model, len(chars)), next(model.parameters()).device
     for k in range(0, args.n_samples, 64):
         n, others = min(64, args.n_samples - k), []
         how = args.temperature, args.top_k, args.top_p, n
         yield "\n" * (k > 0) + start
-        for i, *rest in itertools.islice(continuation(OneStep(model), begun, model.W_hy.device, *how), to_draw):
+        for i, *rest in itertools.islice(continuation(step, begun, device, *how), to_draw):
             yield idx_to_char[i]
             others.append(rest)
         yield "\n"
