@@ -28,8 +28,8 @@ from plumbing.process import fail, run, running  # noqa: F401
 SHIPPED = Path(__file__).resolve().parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
 BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
-FOR_VERBS = ("seed", "bf16", "encoding")  # of the others those that trained weights heed
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
+NOT_OF_RUNS = ("seed", "bf16", "encoding")  # what --generate and the like heed themselves: it chooses no run
 
 
 def parser(
@@ -201,7 +201,7 @@ def find_weights(script: str, name: str, args: argparse.Namespace, any_data: boo
     numbers do not contradict the flags given. any_data: --data says what to do now, not what was trained on.
     """
     ranks.leave()
-    given = {k: v for k, v in args.given.items() if k in args.science and k not in FOR_VERBS}
+    given = {k: v for k, v in args.given.items() if k in args.science and k not in NOT_OF_RUNS}
     if args.weights or args.out:
         named = Path(args.weights or args.out)
         paths = [named if named.is_file() else named / name]
