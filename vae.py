@@ -57,7 +57,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     schedule_help = "warm-up, then to 0 at --steps, or constant"
     p.group("optimisation")("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=schedule_help)
     samples_help = "importance samples for log p(x) of every held-out image (default: 128, of the first 1,000)"
-    p.group("run")("--samples", type=common.number(int, 1), help=samples_help)
+    p.group("run")("--samples", type=common.number(int, 1, below=1_000_001), help=samples_help)
     add = p.group("trained weights")
     add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
     between_help = "do not train: draw interpolation.png, between two image files or held-out images"
@@ -365,7 +365,10 @@ def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
     """
     total, n = 0.0, max(1, 2048 // n_samples)
     for batch in files.progress(x.split(n), "log p(x)", math.ceil(len(x) / n)):
-        total += (torch.logsumexp(log_weights(model, batch, n_samples), 0) - math.log(n_samples)).sum().item()
+        parts = []
+        for done in range(0, n_samples, 2048):  # so that memory does not grow with n_samples
+            parts.append(torch.logsumexp(log_weights(model, batch, min(2048, n_samples - done)), 0))  # (B,)
+        total += (torch.logsumexp(torch.stack(parts), 0) - math.log(n_samples)).sum().item()
     return total / len(x)
 
 
