@@ -30,7 +30,7 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, files, hardware, images, plots, ranks, run_folder
+from plumbing import described, files, hardware, images, pixels, plots, ranks, run_folder
 from plumbing.networks import fingerprint
 
 
@@ -467,10 +467,14 @@ def use(args: Namespace, device: torch.device) -> None:
         h = lambda x: {"features": represent(model.f, x, numbers, device, args.bf16)}
         described.write(args.features, args, path, numbers, channels, h)
     if args.eval:
-        data, folder = images.load_again(args.data, args.data_dir, numbers, channels), common.output_folder(args, path)
-        if not numbers["trained_on"].startswith(str(data)):
+        data = images.load_again(args.data, args.data_dir, numbers, others=True)
+        folder = common.output_folder(args, path)
+        if images.is_other(data, numbers):
+            files.say(f"evaluated on {data}, where the encoder is from {numbers['trained_on']}")
             folder = folder / f"eval-{data.name}"
             folder.mkdir(exist_ok=True)
+            train, test = (pixels.with_channels(x, channels) for x in (data.train, data.test))
+            data = data._replace(train=train, test=test)
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:

@@ -86,19 +86,20 @@ def _load(source: str, root: Path, size: int | None) -> ImageData:
     return ImageData(name, source, train.images, train.labels, test.images, test.labels, note, names)
 
 
-def load_again(source: str | None, data_dir: str, numbers: dict, channels: int = 0) -> ImageData:
+def is_other(data: ImageData, numbers: dict) -> bool:
+    """Whether the weights that have these numbers were made from another set."""
+    return not numbers["trained_on"].startswith(str(data))
+
+
+def load_again(source: str | None, data_dir: str, numbers: dict, others: bool = False) -> ImageData:
     """The set that weights were made from: of another one, held-out images could be images that they have seen.
 
-    channels: take another one nevertheless, in so many channels, and say so.
+    others: take another one nevertheless.
     """
     data = load_images(source or numbers["data"], "", data_dir, numbers["image_size"])
-    if numbers["trained_on"].startswith(str(data)):
-        return data
-    if not channels:
+    if is_other(data, numbers) and not others:
         fail(f"these weights were made from {numbers['trained_on']}, not from {data}; name it with --data")
-    files.say(f"evaluated on {data}, where the weights were made from {numbers['trained_on']}")
-    train, test = (pixels.with_channels(x, channels) for x in (data.train, data.test))
-    return data._replace(train=train, test=test)
+    return data
 
 
 def one_of_each(data: ImageData) -> torch.Tensor:

@@ -338,6 +338,18 @@ def test_simclrs_encoder_for_others(encoder, capsys, monkeypatch):
     torch.testing.assert_close(traced, nn.functional.normalize(h, dim=1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_set_in_colour_is_another_than_the_grey_one_of_the_same_name():
+    """Also after it has been made grey: what is measured on it goes into a folder of its own."""
+    x = photos(12, 8)
+    as_files(x, "colour/pictures")
+    as_files(x[:, :1], "grey/pictures")
+    argv = "--image-size 8 --batch-size 4 --steps 1 --out run".split()
+    simclr.main(["--data", "grey/pictures", *argv])
+    before = results_of("run")
+    simclr.main(["--eval", "--data", "colour/pictures", "--weights", "run"])
+    assert results_of("run") == before and Path("run/eval-pictures/results.json").exists()
+
+
 def test_simclr_is_evaluated_on_another_set(capsys):
     write_inputs()
     simclr.main([*RUNS[simclr], "--steps", "1", "--out", "run"])
@@ -347,7 +359,7 @@ def test_simclr_is_evaluated_on_another_set(capsys):
     capsys.readouterr()
     simclr.main(["--eval", "--data", "more", "--weights", "run"])
     said = capsys.readouterr().out
-    assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the weights were made from pictures" in said
+    assert "evaluated on more (27 + 3 images of (1, 8, 8)), where the encoder is from pictures" in said
     last = said.splitlines()[-1]
     assert last.startswith("run/eval-more: step 1, trained on pictures (") and ", measured on more (27" in last
     assert results_of("run") == before and results_of("run/eval-more")["test_images"] == 3

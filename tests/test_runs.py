@@ -61,9 +61,8 @@ def make_tiny(patch) -> list[tuple[str, str, str]]:
     def few_images(*given) -> images.ImageData:
         return few(load_images(*given), 300, 500)
 
-    def few_images_again(
-        name, folder, numbers, *_
-    ) -> images.ImageData:  # weights that ship were made from all, and say so
+    def few_images_again(name, folder, numbers, **_) -> images.ImageData:
+        """Of any set: weights that ship were made from all of it, and say so."""
         return few_images(name, "", folder, numbers["image_size"])
 
     @cache
