@@ -429,9 +429,9 @@ def look_inside(model: VAE, data: images.ImageData, path: Path, folder: Path, ar
     if not results["active_units"]:
         files.say("WARNING: posterior collapse: no dimension of z is used; a smaller --beta helps")
     draw_interpolation(model, images.one_of_each(data), folder / "interpolation.png")
-    mu = posteriors(model, data.test[:2000])[0]
-    latent.draw(lambda z: visible(model, model.decode(z)), mu, data, folder)
-    judges = fid.judges(data, args.data_dir, torch.device(args.device))
+    device, mu = torch.device(args.device), posteriors(model, data.test[:2000])[0].cpu()
+    latent.draw(lambda z: visible(model, model.decode(z.to(device))), mu, data, folder)
+    judges = fid.judges(data, args.data_dir, device)
     return results | fid.report(fid.measured(partial(draw, model), judges), data, args, path)
 
 

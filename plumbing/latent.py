@@ -46,6 +46,11 @@ class Plane:
         a, b, c = self.corners
         return a + (1.5 * u - 0.25)[:, None] * (b - a) + (1.5 * v - 0.25)[:, None] * (c - a)
 
+    def grid(self, at: Tensor) -> Tensor:
+        """Codes (n², Z), row by row, of the points whose u and v are among `at` (n,)."""
+        v, u = torch.meshgrid(at, at, indexing="ij")
+        return self.codes(u.flatten(), v.flatten())
+
     def places(self, z: Tensor) -> Tensor:
         """(N, 2), of the nearest point of the plane."""
         if self.gaussian:
@@ -60,16 +65,14 @@ def draw(decode: Callable, mu: Tensor, data: images.ImageData, folder: Path) -> 
     """The codes μ (N, Z) of the first N test images by class, latent.png: their t-SNE, or, in two dimensions,
     themselves beside what the plane of z decodes to; and latent.html, the same to walk through.
 
-    decode: (M, Z), on the device of mu, -> images in [0, 1].
+    decode: (M, Z) -> images in [0, 1].
     """
     x, labels = data.test[: len(mu)], data.test_labels[: len(mu)]
-    manifold = None
-    if mu.shape[1] == 2:  # the unit square through the inverse of the Gaussian's CDF: figure 4 of the paper
-        q = torch.special.ndtri(torch.linspace(0.02, 0.98, 20))
-        z = torch.stack(torch.meshgrid(q, -q, indexing="xy"), -1).flatten(0, 1)  # (400, 2)
-        manifold = make_grid(decode(z.to(mu.device)), 20, padding=0)
+    plane, manifold = Plane(mu, labels), None
+    if plane.gaussian:
+        manifold = make_grid(decode(plane.grid(torch.linspace(0.02, 0.98, 20))), 20, padding=0)
     title = f"codes of {len(mu):,} test images"
-    plots.codes(mu.cpu().numpy(), labels, data.classes, title, folder / "latent.png", manifold)
+    plots.codes(mu.numpy(), labels, data.classes, title, folder / "latent.png", manifold)
     write(folder / "latent.html", decode, mu, x / 255, labels, data.classes, f"Latent space of {data.name}")
 
 
@@ -79,20 +82,15 @@ def write(
 ) -> None:
     """A map of the latent space with the codes of held-out images on it.
 
-    decode: (N, Z), on the device of mu, -> images in [0, 1]. mu (M, Z), x (M, C, H, W) in [0, 1], labels (M,): of
-    held-out images.
+    decode: (N, Z) -> images in [0, 1]. mu (M, Z), x (M, C, H, W) in [0, 1], labels (M,): of held-out images.
     """
     if len(mu) < 3:
         files.say(f"{path.name} is left out: a plane takes three held-out images, and there are {len(mu)}")
         return
-    device = mu.device
     mu, x, labels = mu.cpu()[:SHOWN], x[:SHOWN], labels[:SHOWN]
     classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
     plane = Plane(mu, labels)
-    at = (torch.arange(N) + 0.5) / N
-    v, u = torch.meshgrid(at, at, indexing="ij")
-    codes = plane.codes(u.flatten(), v.flatten())
-    decoded = torch.cat([decode(z.to(device)).cpu() for z in codes.split(256)])
+    decoded = torch.cat([decode(z).cpu() for z in plane.grid((torch.arange(N) + 0.5) / N).split(256)])
     points = []
     for i, (place, label) in enumerate(zip(plane.places(mu).tolist(), labels.tolist(), strict=True)):
         if 0 <= min(place) and max(place) <= 1:
