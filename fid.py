@@ -335,9 +335,9 @@ def origin(found: dict[str, sources.Source], net: nn.Module | None) -> dict[str,
     """
     origins = {role: source.made_by if source.known else made_by(net) for role, source in found.items()}
     known = {role: about for role, about in origins.items() if about}
-    first, *others = known.values() or [None]
-    if any(other != first for other in others):
-        raise ValueError(f"these features are not comparable: {' and '.join(map(str, known.values()))}")
+    abouts = list(known.values())
+    if any(about != abouts[0] for about in abouts):
+        raise ValueError(f"these features are not comparable: {' and '.join(map(str, abouts))}")
     if len(known) == len(found):
         return origins["real"]
     silent = [source.name for role, source in found.items() if role not in known]

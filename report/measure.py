@@ -315,14 +315,14 @@ def latents() -> None:
     figure, axes = panels(2, 3, (15, 5))
     for ax, (name, candidate) in zip(axes.flat, candidates.items(), strict=False):
         runs, found = seeds_of(candidate), []
-        for run in runs:
+        looked = [codes(run) for run in runs]
+        for run, (model, mu, _, _) in zip(runs, looked, strict=True):
             r = results(run)
             measured = [r[key] for key in ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")]
-            model, mu, _, _ = codes(run)
             before_z = model.encoder[:-1](vae.scale(model, mnist(32).test[:2000]))  # (N, units), after a ReLU
             alive = (before_z > 0).any(0).float().mean().item()
             found.append((*measured, 100 * r["confident"], n_active(mu), 100 * alive))
-        model, _, log_sigma2, _ = codes(runs[0])
+        model, _, log_sigma2, _ = looked[0]
         n_parameters = sum(p.numel() for p in model.parameters())
         low, high = log_sigma2.quantile(0.01).item(), log_sigma2.quantile(0.99).item()
         rows.append((name, f"{n_parameters:,}", *map(spread, zip(*found, strict=True)), f"{low:.1f} to {high:.1f}"))
