@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plumbing import files, flags, hardware, pictures, ranks
-from plumbing.flags import Parser, largest, number
+from plumbing import pictures
 from plumbing.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
 from plumbing.pictures import to_uint8
-from plumbing.process import fail, run, running  # noqa: F401
+from plumbing.system import files, flags, hardware, ranks
+from plumbing.system.flags import Parser, largest, number
+from plumbing.system.process import fail, run, running  # noqa: F401
 
 SHIPPED = Path(__file__).resolve().parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import files, hardware, images, inception, lenet, ranks, sources
+from plumbing import images, inception, lenet, sources
+from plumbing.system import files, hardware, ranks
 
 FEW = 2048  # images below which the distance is too biased to compare
 SAMPLES = 10000  # drawn from a generator, unless --n says otherwise

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import files, images, lenet, plots, ranks, run_folder
+from plumbing import images, lenet, plots, run_folder
+from plumbing.system import files, ranks
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:

@@ -30,8 +30,9 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, files, hardware, images, pixels, plots, ranks, run_folder
+from plumbing import described, images, pixels, plots, run_folder
 from plumbing.networks import fingerprint
+from plumbing.system import files, hardware, ranks
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:

@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import described, files, images, latent, run_folder
+from plumbing import described, images, latent, run_folder
 from plumbing.networks import output_shape, place
+from plumbing.system import files
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
 OLDER = {"width": 256, "binarize": False}  # weights files of older versions name neither

@@ -8,7 +8,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from plumbing import files
+from plumbing.system import files
 
 
 def check_archive(path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from common import fail, output_folder
-from plumbing import files, images, pixels
+from plumbing import images, pixels
+from plumbing.system import files
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from common import fail, save
-from plumbing import files
+from plumbing.system import files
 
 
 def _tensors(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from common import permutation
-from plumbing import files, pixels
-from plumbing.files import progress, say
+from plumbing import pixels
+from plumbing.system import files
+from plumbing.system.files import progress, say
 
 TRAIN = ("train", "training")  # names of splits, in any case
 HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")  # the first that is there is taken

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 import torchvision
 
 from common import fail, permutation
-from plumbing import archives, files, pixels, ranks
-from plumbing.files import say
+from plumbing import archives, pixels
 from plumbing.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size, writable
+from plumbing.system import files, ranks
+from plumbing.system.files import say
 
 NAMES = ("mnist", "cifar10", "lfw", "lfw-all", "digits")
 ARRAYS = (".npz", ".npy")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import files, images, ranks
+from plumbing import images
+from plumbing.system import files, ranks
 
 
 class LeNet(nn.Module):

@@ -9,8 +9,8 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from plumbing import hardware
-from plumbing.process import fail
+from plumbing.system import hardware
+from plumbing.system.process import fail
 
 
 def no_model(error: Exception) -> NoReturn:

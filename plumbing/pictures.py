@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from plumbing import files
+from plumbing.system import files
 
 WIDTH = 500  # pixels that a grid has at least
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import common
-from plumbing import files, images
+from plumbing import images
+from plumbing.system import files
 
 
 def tsne(points: np.ndarray) -> np.ndarray:

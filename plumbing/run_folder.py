@@ -31,7 +31,8 @@ from torch import nn
 
 import common
 from common import fail
-from plumbing import files, hardware, pictures, plots, ranks
+from plumbing import pictures, plots
+from plumbing.system import files, hardware, ranks
 
 MEANING = {  # of results, the first ones first: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",

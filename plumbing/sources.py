@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import files, folders, images, pixels
+from plumbing import folders, images, pixels
+from plumbing.system import files
 
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
 WEIGHTS = ("vae.pth", "generator.pth")  # what they leave in a run folder

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from common import fail
-from plumbing import files, process, ranks
+from plumbing.system import files, process, ranks
 
 PIECE = 1 << 20  # characters
 SHOWN = 20  # characters in a message

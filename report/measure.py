@@ -33,7 +33,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import files, images, lenet, plots, process, sources, texts
+from plumbing import images, lenet, plots, sources, texts
+from plumbing.system import files, process
 
 CPU = torch.device("cpu")
 SEEDS = 0, 1, 2

@@ -19,7 +19,8 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing import files, images, texts
+from plumbing import images, texts
+from plumbing.system import files
 
 RUNS = {  # file: the run it is of, and its command (gan_mnist.py, which takes a minute, has 4 to 14 MB)
     "vae.pth": ("race/confirmed/vae/seed-0", "vae.py --latent-dim 10 --steps 20000"),

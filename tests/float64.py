@@ -19,7 +19,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fid  # noqa: E402
-from plumbing import lenet, ranks, run_folder  # noqa: E402
+from plumbing import lenet, run_folder  # noqa: E402
+from plumbing.system import ranks
 
 
 def alone(how: dict) -> bool:

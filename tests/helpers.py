@@ -20,7 +20,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, pixels, process
+from plumbing import images, pixels
+from plumbing.system import process
 
 HERE = Path(__file__).parent.parent
 LONG = "--long" in sys.argv

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plumbing import hardware
+from plumbing.system import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTER = ROOT.parent / "shared/tools/gpu_waits.py"

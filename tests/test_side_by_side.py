@@ -21,7 +21,8 @@ import torch
 
 import common
 import vae
-from plumbing import files, images, lenet
+from plumbing import images, lenet
+from plumbing.system import files
 from tests.helpers import HERE, SMALL, error_line, image, letters, results_of
 
 TOGETHER = """

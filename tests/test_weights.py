@@ -8,7 +8,8 @@ import pytest
 import common
 import dcgan
 import vae
-from plumbing import files, images, lenet
+from plumbing import images, lenet
+from plumbing.system import files
 from report import ship
 from tests.helpers import HERE
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from plumbing import process, ranks
+from plumbing.system import process, ranks
 
 VERBS = ("generate", "eval", "interpolate", "export", "encode", "score", "features")  # flags instead of training
 ONLY_TRAINING = ("steps", "fresh", "compile", "log_every", "save_every", "sample_every")

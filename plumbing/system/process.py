@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from plumbing import files, hardware, ranks
+from plumbing.system import files, hardware, ranks
 
 KEPT = "; what was saved is kept, and the same command continues from it"
 
