@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import common
-from plumbing import images, lenet, plots, run_folder
+from plumbing import lenet, plots, run_folder
+from plumbing.data import images
 from plumbing.system import ranks
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks

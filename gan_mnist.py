@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import images, lenet, plots, run_folder
+from plumbing import lenet, plots, run_folder
+from plumbing.data import images
 from plumbing.system import files, ranks
 
 

@@ -30,7 +30,8 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, images, pixels, plots, run_folder
+from plumbing import described, plots, run_folder
+from plumbing.data import images, pixels
 from plumbing.networks import fingerprint
 from plumbing.system import files, hardware, ranks
 

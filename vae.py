@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import described, images, latent, run_folder
+from plumbing import described, latent, run_folder
+from plumbing.data import images
 from plumbing.networks import output_shape, place
 from plumbing.system import files
 

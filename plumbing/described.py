@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common import fail, output_folder
-from plumbing import images, pixels
+from plumbing.data import images, pixels
 from plumbing.system import files
 
 

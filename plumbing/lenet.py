@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import images
+from plumbing.data import images
 from plumbing.system import files, ranks
 
 

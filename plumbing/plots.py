@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import common
-from plumbing import images
+from plumbing.data import images
 from plumbing.system import files
 
 

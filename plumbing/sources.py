@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import folders, images, pixels
+from plumbing.data import folders, images, pixels
 from plumbing.system import files
 
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()

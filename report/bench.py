@@ -37,7 +37,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import folders, images, inception, latent, run_folder, texts
+from plumbing import inception, latent, run_folder
+from plumbing.data import folders, images, texts
 from plumbing.system import files, hardware, process, ranks
 from report import peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed

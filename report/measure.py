@@ -33,7 +33,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, lenet, plots, sources, texts
+from plumbing import lenet, plots, sources
+from plumbing.data import images, texts
 from plumbing.system import files, process
 
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ import torch
 import dcgan
 import simclr
 import vae
-from plumbing import images, lenet
+from plumbing import lenet
+from plumbing.data import images
 from plumbing.system import files
 from report.measure import CIFAR10, FACES, adam, spread, table
 

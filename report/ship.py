@@ -19,7 +19,7 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing import images, texts
+from plumbing.data import images, texts
 from plumbing.system import files
 
 RUNS = {  # file: the run it is of, and its command (gan_mnist.py, which takes a minute, has 4 to 14 MB)

@@ -20,7 +20,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, pixels
+from plumbing.data import images, pixels
 from plumbing.system import process
 
 HERE = Path(__file__).parent.parent

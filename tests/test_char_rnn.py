@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import char_rnn
-from plumbing import texts
+from plumbing.data import texts
 from tests.helpers import HERE, last_of, letters, results_of, same
 
 TALE = "--data tale.txt --h-dim 16 --batch-size 4 --seq-len 10 --eval-every 4".split()

@@ -15,7 +15,7 @@ import dcgan
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, texts
+from plumbing.data import images, texts
 from tests.helpers import RUNS, batch, image, letters, write_inputs
 
 CPU_AND_OTHERS = [("cpu", torch.float32), ("cpu", torch.float64), ("meta", torch.float32)]

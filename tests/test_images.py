@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plumbing import images, pixels
+from plumbing.data import images, pixels
 from tests.helpers import HERE, error_line, image, told
 
 

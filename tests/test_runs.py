@@ -15,7 +15,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import images, lenet, plots, texts
+from plumbing import lenet, plots
+from plumbing.data import images, texts
 from report import bench, measure, race
 from tests.helpers import HERE, LONG
 

@@ -21,7 +21,8 @@ import torch
 
 import common
 import vae
-from plumbing import images, lenet
+from plumbing import lenet
+from plumbing.data import images
 from plumbing.system import files
 from tests.helpers import HERE, SMALL, error_line, image, letters, results_of
 
@@ -30,7 +31,8 @@ import hashlib, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch, torchvision
-from plumbing import images, lenet, texts
+from plumbing import lenet
+from plumbing.data import images, texts
 me, address = sys.argv[2:4]
 torchvision.datasets.MNIST.mirrors = [f"{address}/mnist/"]
 torchvision.datasets.MNIST.resources = [tuple(line.split()) for line in Path("resources").read_text().splitlines()]

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import transforms
 
 import simclr
-from plumbing import pixels
+from plumbing.data import pixels
 from tests.helpers import LONG, RUNS, error_line, image, losses_agree, photos, picture, results_of, same, write_inputs
 
 

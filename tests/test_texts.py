@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import char_rnn
-from plumbing import texts
+from plumbing.data import texts
 from tests.helpers import HERE, error_line, letters
 
 SMALL = "--h-dim 4 --n-layers 1 --seq-len 4 --batch-size 2 --steps 1 --out run".split()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from common import permutation
-from plumbing import pixels
+from plumbing.data import pixels
 from plumbing.system import files
 from plumbing.system.files import progress, say
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 import torchvision
 
 from common import fail, permutation
-from plumbing import archives, pixels
-from plumbing.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size, writable
+from plumbing.data import archives, pixels
+from plumbing.data.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size, writable
 from plumbing.system import files, ranks
 from plumbing.system.files import say
 

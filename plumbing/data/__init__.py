@@ -1,0 +1,1 @@
+"""Any images or text as one tensor."""
