@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import common
-from plumbing import run_folder
 from plumbing.data import texts
+from plumbing.run import run_folder
 from plumbing.system import files, ranks
 
 WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr

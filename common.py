@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plumbing import pictures
-from plumbing.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
-from plumbing.pictures import to_uint8
+from plumbing.run import pictures
+from plumbing.run.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
+from plumbing.run.pictures import to_uint8
 from plumbing.system import files, flags, hardware, ranks
 from plumbing.system.flags import Parser, largest, number
 from plumbing.system.process import fail, run, running  # noqa: F401
@@ -284,7 +284,7 @@ def save_grid(images: Tensor, path: Path, columns: int = 8, **layout) -> None:
 def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
     """n uint8 images, (B, C, H, W) batch after batch: as a grid, or more than GRID of them as files in generated/."""
     if n > GRID:
-        from plumbing.export import export_images
+        from plumbing.run.export import export_images
 
         export_images(batches, n, folder / "generated")
         return

@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import common
-from plumbing import lenet, plots, run_folder
+from plumbing import lenet
 from plumbing.data import images
+from plumbing.run import plots, run_folder
 from plumbing.system import ranks
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
@@ -453,7 +454,7 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
-        from plumbing.export import export_discriminator, export_generator
+        from plumbing.run.export import export_discriminator, export_generator
 
         export_generator(G.cpu(), folder / "DCGAN_model_G.pth")
         path = path.with_name("discriminator.pth")

@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import lenet, plots, run_folder
+from plumbing import lenet
 from plumbing.data import images
+from plumbing.run import plots, run_folder
 from plumbing.system import files, ranks
 
 

@@ -30,9 +30,9 @@ import torchvision
 from torch import Tensor, nn
 
 import common
-from plumbing import described, plots, run_folder
 from plumbing.data import images, pixels
-from plumbing.networks import fingerprint
+from plumbing.run import described, plots, run_folder
+from plumbing.run.networks import fingerprint
 from plumbing.system import files, hardware, ranks
 
 
@@ -480,7 +480,7 @@ def use(args: Namespace, device: torch.device) -> None:
         results = look_inside(model, data, numbers, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
-        from plumbing.export import export_encoder
+        from plumbing.run.export import export_encoder
 
         encoder = Encoder(model.f, numbers).cpu().eval()
         export_encoder(encoder, numbers, common.output_folder(args, path))

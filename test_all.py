@@ -24,7 +24,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import run_folder
+from plumbing.run import run_folder
 from tests.conftest import elsewhere  # noqa: F401
 from tests.float64 import small_resnet
 from tests.helpers import (

@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import described, latent, run_folder
 from plumbing.data import images
-from plumbing.networks import output_shape, place
+from plumbing.run import described, latent, run_folder
+from plumbing.run.networks import output_shape, place
 from plumbing.system import files
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
@@ -569,7 +569,7 @@ def use(args: Namespace, device: torch.device) -> None:
         results = look_inside(model, data, path, folder, args)
         run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.export:
-        from plumbing.export import export_vae
+        from plumbing.run.export import export_vae
 
         export_vae(model.cpu(), numbers, folder / "VAE_model.pth")
 

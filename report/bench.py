@@ -37,8 +37,9 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import inception, latent, run_folder
+from plumbing import inception
 from plumbing.data import folders, images, texts
+from plumbing.run import latent, run_folder
 from plumbing.system import files, hardware, process, ranks
 from report import peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed

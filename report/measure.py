@@ -33,8 +33,9 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet, plots, sources
+from plumbing import lenet, sources
 from plumbing.data import images, texts
+from plumbing.run import plots
 from plumbing.system import files, process
 
 CPU = torch.device("cpu")

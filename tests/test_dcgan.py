@@ -11,8 +11,9 @@ from torch import nn
 
 import dcgan
 import fid
-from plumbing import lenet, run_folder
+from plumbing import lenet
 from plumbing.data import images
+from plumbing.run import run_folder
 from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same, write_inputs
 
 TINY_DCGAN = "--data digits --batch-size 8 --latent-dim 3 --hidden-dim 2 --log-every 4".split()

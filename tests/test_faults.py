@@ -21,7 +21,7 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing import run_folder
+from plumbing.run import run_folder
 from tests.helpers import (
     LONG,
     RUNS,

@@ -14,7 +14,7 @@ from torch import nn
 import common
 import fid
 import gan_mnist
-from plumbing import run_folder
+from plumbing.run import run_folder
 from tests.helpers import as_files, error_line, last_of, photos, picture, results_of, same
 
 TINY_GAN = "--data digits --batch-size 8 --noise-dim 3 --log-every 4".split()

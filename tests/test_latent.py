@@ -1,4 +1,4 @@
-"""plumbing/latent.py: the plane, the page, and in a browser where there is one what the pointer does."""
+"""plumbing/run/latent.py: the plane, the page, and in a browser where there is one what the pointer does."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plumbing import latent
+from plumbing.run import latent
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

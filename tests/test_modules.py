@@ -18,7 +18,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import run_folder
+from plumbing.run import run_folder
 from plumbing.system import flags
 from tests.helpers import RUNS, SMALL, as_files, error_line, image, last_of, photos, results_of, same, write_inputs
 

@@ -25,7 +25,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet, plots
+from plumbing import lenet
+from plumbing.run import plots
 from plumbing.system import process
 from report import bench, measure
 from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs

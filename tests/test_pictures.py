@@ -1,4 +1,4 @@
-"""plumbing/pictures.py: grids and films, and the steps at which they are made."""
+"""plumbing/run/pictures.py: grids and films, and the steps at which they are made."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-from plumbing import pictures, run_folder
+from plumbing.run import pictures, run_folder
 
 
 def test_grid_is_the_images_enlarged():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from plumbing import run_folder
+from plumbing.run import run_folder
 from tests import float64
 from tests.helpers import HERE, LONG, last_of, letters, once_saved, same, write_inputs
 

@@ -15,8 +15,9 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet, plots
+from plumbing import lenet
 from plumbing.data import images, texts
+from plumbing.run import plots
 from report import bench, measure, race
 from tests.helpers import HERE, LONG
 

@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fid
 import vae
-from plumbing import run_folder
+from plumbing.run import run_folder
 from tests.helpers import batch, error_line, image, last_of, picture, results_of, same, stop_after
 
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()

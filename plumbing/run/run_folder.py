@@ -31,7 +31,7 @@ from torch import nn
 
 import common
 from common import fail
-from plumbing import pictures, plots
+from plumbing.run import pictures, plots
 from plumbing.system import files, hardware, ranks
 
 MEANING = {  # of results, the first ones first: unit, and which way is better

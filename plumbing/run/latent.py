@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 import common
-from plumbing import plots
 from plumbing.data import images
+from plumbing.run import plots
 from plumbing.system import files
 
 N, SIDE, SHOWN = 32, 32, 256  # decodings a side, the pixels of each, held-out images
