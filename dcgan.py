@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import common
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.run import plots, run_folder
 from plumbing.system import ranks
 

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 import common
-from plumbing import inception, lenet, sources
 from plumbing.data import images
+from plumbing.judge import inception, lenet, sources
 from plumbing.system import files, hardware, ranks
 
 FEW = 2048  # images below which the distance is too biased to compare

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.run import plots, run_folder
 from plumbing.system import files, ranks
 

@@ -37,8 +37,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import inception
 from plumbing.data import folders, images, texts
+from plumbing.judge import inception
 from plumbing.run import latent, run_folder
 from plumbing.system import files, hardware, process, ranks
 from report import peers, race

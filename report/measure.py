@@ -33,8 +33,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet, sources
 from plumbing.data import images, texts
+from plumbing.judge import lenet, sources
 from plumbing.run import plots
 from plumbing.system import files, process
 

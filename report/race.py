@@ -24,8 +24,8 @@ import torch
 import dcgan
 import simclr
 import vae
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.system import files
 from report.measure import CIFAR10, FACES, adam, spread, table
 

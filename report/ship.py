@@ -42,7 +42,7 @@ per character of a text's last 20,000.
 
 `commit` is the code's when the file was made. Licences of the data: MNIST, CC BY-SA 3.0 (LeCun, Cortes & Burges);
 CIFAR-10, free for research with a citation (Krizhevsky 2009); Shakespeare's works, public domain.
-`lenet-mnist-0a20c348.pth` is the classifier behind FD-LeNet of MNIST, in float32 (plumbing/lenet.py trained it).
+`lenet-mnist-0a20c348.pth` is the classifier behind FD-LeNet of MNIST, in float32 (plumbing/judge/lenet.py trained it).
 
 | file | command | commit | step | trained on | figures | check | SHA-256 |
 |---|---|---|---:|---|---|---:|---|

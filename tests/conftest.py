@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from plumbing import inception
+from plumbing.judge import inception
 from tests.helpers import batch
 
 torch.set_num_threads(1)  # on networks this small, threads only wait for each other

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fid  # noqa: E402
-from plumbing import lenet, run_folder  # noqa: E402
+from plumbing import run_folder  # noqa: E402
+from plumbing.judge import lenet
 from plumbing.system import ranks
 
 

@@ -19,8 +19,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from report import bench, measure, race, ship
 from tests.helpers import HERE, LONG, NEEDED, RUNS, SCRIPTS, error_line, image, picture, results_of, told, write_inputs
 

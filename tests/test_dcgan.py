@@ -11,8 +11,8 @@ from torch import nn
 
 import dcgan
 import fid
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.run import run_folder
 from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same, write_inputs
 

@@ -13,8 +13,8 @@ import torch
 import char_rnn
 import fid
 import vae
-from plumbing import inception
 from plumbing.data import texts
+from plumbing.judge import inception
 from plumbing.system import files
 from tests.helpers import as_files, error_line, letters, photos, told
 

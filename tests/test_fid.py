@@ -15,8 +15,8 @@ from PIL import Image
 import fid
 import simclr
 import vae
-from plumbing import inception, lenet
 from plumbing.data import folders, images, pixels
+from plumbing.judge import inception, lenet
 from tests.helpers import LONG, Trap, apart, as_files, error_line, image, photos, results_of, spd, write_inputs
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 import fid
 import gan_mnist
 import simclr
-from plumbing import lenet
 from plumbing.data import folders, images, pixels
+from plumbing.judge import lenet
 from tests.helpers import as_files, error_line, image, photos
 
 RAMP = np.arange(64).repeat(4).reshape(16, 16)  # 64 levels

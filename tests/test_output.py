@@ -25,7 +25,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet
+from plumbing.judge import lenet
 from plumbing.run import plots
 from plumbing.system import process
 from report import bench, measure

@@ -15,8 +15,8 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing import lenet
 from plumbing.data import images, texts
+from plumbing.judge import lenet
 from plumbing.run import plots
 from report import bench, measure, race
 from tests.helpers import HERE, LONG

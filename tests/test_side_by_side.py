@@ -21,8 +21,8 @@ import torch
 
 import common
 import vae
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.system import files
 from tests.helpers import HERE, SMALL, error_line, image, letters, results_of
 
@@ -31,7 +31,7 @@ import hashlib, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch, torchvision
-from plumbing import lenet
+from plumbing.judge import lenet
 from plumbing.data import images, texts
 me, address = sys.argv[2:4]
 torchvision.datasets.MNIST.mirrors = [f"{address}/mnist/"]

@@ -8,8 +8,8 @@ import pytest
 import common
 import dcgan
 import vae
-from plumbing import lenet
 from plumbing.data import images
+from plumbing.judge import lenet
 from plumbing.system import files
 from report import ship
 from tests.helpers import HERE

@@ -1,0 +1,1 @@
+"""What fid.py measures with: networks, and the sets of images that it compares."""
