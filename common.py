@@ -6,29 +6,25 @@ No model, loss, optimiser or loop lives here. What a reader of the science never
 import argparse
 import math
 import os
-import pickle
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plumbing.run import pictures
+from plumbing.data.batches import batch_indices, permutation, rows, to_device  # noqa: F401
+from plumbing.run.checkpoints import SHIPPED, load, save  # noqa: F401
 from plumbing.run.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
-from plumbing.run.pictures import to_uint8
+from plumbing.run.pictures import export_images, save_grid, to_uint8
+from plumbing.run.run_folder import BESIDE  # noqa: F401
 from plumbing.system import files, flags, hardware, ranks
 from plumbing.system.flags import Parser, largest, number
 from plumbing.system.process import fail, run, running  # noqa: F401
 
-SHIPPED = Path(__file__).resolve().parent / "weights"  # trained weights that come with the repository
 GRID = 400  # generated images beyond which each gets a file of its own
-BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
 FREE = ("run", "trained weights")  # groups of flags that say when things happen and what is shown, not what is learned
 NOT_OF_RUNS = ("seed", "bf16", "encoding")  # what --generate and the like heed themselves: it chooses no run
 
@@ -116,37 +112,6 @@ def for_training(model: nn.Module, compile: bool) -> nn.Module:
     return compiled(ranks.distributed(model), compile)
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """The whole set on the GPU when it takes less than half of what is free there; else where it is."""
-    fits = device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-    return x.to(device) if fits else x
-
-
-def rows(x: Tensor, i: Tensor, device: torch.device) -> Tensor:
-    """This rank's share of x[i], x (N, ...), i (B,), on the device, wherever x is; the host waits for no GPU."""
-    return hardware.moved(x[hardware.moved(ranks.share(i), x.device)], device)
-
-
-@lru_cache(maxsize=4)
-def permutation(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of one epoch: int64 (n,)."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
-
-
-def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Indices (batch_size,) for step 1, 2, ...: the next slice of one endless row of permuted epochs.
-
-    Stateless: step t needs no sampler to be resumed. Every batch has one size: it may end an epoch and begin the next.
-    """
-    first, slices = (step - 1) * batch_size, []
-    while batch_size:
-        epoch, start = divmod(first, n)
-        slices.append(permutation(n, seed, epoch)[start : start + batch_size])
-        first += len(slices[-1])
-        batch_size -= len(slices[-1])
-    return torch.cat(slices)
-
-
 def cosine(step: int, steps: int, warmup: int, peak: float = 1.0) -> float:
     """The learning rate of step t = 1, 2, ...: peak · min(1, t/warmup) · (1 + cos(π (t − 1)/steps))/2."""
     return peak * min(1, step / max(1, warmup)) * ((1 + math.cos(math.pi * (step - 1) / steps)) / 2)
@@ -161,38 +126,6 @@ def average(mean: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     pairs = zip((*mean.parameters(), *mean.buffers()), (*model.parameters(), *model.buffers()), strict=True)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]  # else BatchNorm's counter, which nothing reads
     torch._foreach_lerp_(*zip(*floats, strict=True), max(10 / (step + 9), 1 - decay))
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save, whole and read back, or not at all. Raises OSError."""
-    try:
-        files.write_whole(path, lambda file: torch.save(state, file), files.intact)
-    except RuntimeError as error:  # what a full disk raises somewhere inside torch.save
-        raise OSError(f"{path} cannot be written: {error}") from None
-
-
-def load(path: Path, scripts: tuple[str, ...], key: str, hint: str = "", network: str = "") -> dict[str, Any]:
-    """The dictionary with `key` that one of `scripts` saved, on the CPU. Tensors and plain values: no code runs.
-    network: "D" where a discriminator is meant, which elsewhere is refused."""
-    try:
-        if zipfile.is_zipfile(path):
-            files.intact(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        fail(f"{path} was refused: it is no weights file, or one that runs code when it is loaded{hint}")
-    except OSError as error:
-        fail(f"{path} cannot be read: {error.strerror or error}{hint}")
-    except Exception as error:  # a foreign or damaged file can raise anything
-        fail(f"{path} cannot be read as a checkpoint: {str(error)[:200] or error!r}{hint}")
-    script = state.get("script") if isinstance(state, dict) else type(state)
-    if script not in scripts:
-        fail(f"{path} was not saved by {' or '.join(scripts)}.py: {script}{hint}")
-    for needed in (key,) if key != "trained_on" else (key, "state_dict", "step", "data"):
-        if needed not in state:
-            fail(f"{path} is another kind of file of {script}.py: it holds no {needed}{hint}")
-    if state.get("network", network) != network:
-        fail(f"{path} is the discriminator: name the generator, or the run folder")
-    return state
 
 
 def find_weights(script: str, name: str, args: argparse.Namespace, any_data: bool = False) -> tuple[dict, Path]:
@@ -274,18 +207,9 @@ def output_folder(args: argparse.Namespace, weights: Path) -> Path:
     return folder
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 8, **layout) -> None:
-    """PNG of images in [0, 1], (N, C, H, W), by rank 0, as pictures.grid lays them out: 500 pixels wide or more."""
-    if not ranks.rank():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.show(path, partial(pictures.grid(images, columns, **layout).save, format="png"))
-
-
 def save_generated(batches: Iterable[Tensor], n: int, folder: Path) -> None:
     """n uint8 images, (B, C, H, W) batch after batch: as a grid, or more than GRID of them as files in generated/."""
     if n > GRID:
-        from plumbing.run.export import export_images
-
         export_images(batches, n, folder / "generated")
         return
     save_grid(torch.cat(list(batches)) / 255, folder / "generated.png", math.ceil(n**0.5))

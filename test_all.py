@@ -51,7 +51,7 @@ from tests.helpers import (
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script):
-    sources = [Path(script.__file__), HERE / "common.py", *HERE.glob("plumbing/*.py")]
+    sources = [Path(script.__file__), HERE / "common.py", *HERE.glob("plumbing/*/*.py")]
     text = "".join(path.read_text() for path in sources)
     for flag in vars(script.get_args(NEEDED.get(script, []))).keys() - set(common.BESIDE):
         assert re.search(rf"args\.{flag}\b", text), f"nothing reads --{flag.replace('_', '-')}"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fid  # noqa: E402
-from plumbing import run_folder  # noqa: E402
-from plumbing.judge import lenet
-from plumbing.system import ranks
+from plumbing.judge import lenet  # noqa: E402
+from plumbing.run import run_folder  # noqa: E402
+from plumbing.system import ranks  # noqa: E402
 
 
 def alone(how: dict) -> bool:

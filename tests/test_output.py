@@ -269,7 +269,7 @@ def test_two_processes_generate_each_their_own():
 
 def test_ctrl_c_after_training_says_what_is_kept():
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vae\ndef stop(*_): raise KeyboardInterrupt\n"
-    code += "from plumbing import process; process.is_program = lambda: True\n"
+    code += "from plumbing.system import process; process.is_program = lambda: True\n"
     code += f"vae.look_inside = stop; vae.main({[*SMALL, '--steps', '2']})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "Traceback" not in done.stderr

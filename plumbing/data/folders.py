@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common import permutation
 from plumbing.data import pixels
+from plumbing.data.batches import permutation
 from plumbing.system import files
 from plumbing.system.files import progress, say
 

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from common import fail, permutation
 from plumbing.data import archives, pixels
+from plumbing.data.batches import permutation
 from plumbing.data.folders import HELD_OUT, TRAIN, DataError, Split, crop_line, read_folder, usual_size, writable
 from plumbing.system import files, ranks
 from plumbing.system.files import say
+from plumbing.system.process import fail
 
 NAMES = ("mnist", "cifar10", "lfw", "lfw-all", "digits")
 ARRAYS = (".npz", ".npy")

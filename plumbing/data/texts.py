@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import fail
 from plumbing.system import files, process, ranks
+from plumbing.system.process import fail
 
 PIECE = 1 << 20  # characters
 SHOWN = 20  # characters in a message

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import common
 from plumbing.data import images
+from plumbing.data.batches import batch_indices
+from plumbing.run import checkpoints
 from plumbing.system import files, ranks
 
 
@@ -54,7 +55,7 @@ def classifier(data: images.ImageData, data_dir: str, device: torch.device | str
     some = images.resize(data.train[:: len(data.train) // 1000 + 1], 32)
     key = hashlib.sha256(some.numpy().tobytes() + data.train_labels.numpy().tobytes()).hexdigest()[:8]
     name = f"lenet-{data.name}-{key}.pth"
-    path = common.SHIPPED / name
+    path = checkpoints.SHIPPED / name
     if not path.exists():
         path = Path(data_dir, "cache", name)
     if not path.exists():
@@ -63,9 +64,9 @@ def classifier(data: images.ImageData, data_dir: str, device: torch.device | str
                 files.say(f"training a LeNet-5 on {data}, once, for {path}", sys.stderr)
                 torch.manual_seed(0)
                 net = _trained(LeNet(data.train.shape[1], n_classes).to(device), data).cpu()
-                common.save({"script": "fid", "state_dict": net.state_dict()}, path)
+                checkpoints.save({"script": "fid", "state_dict": net.state_dict()}, path)
     net = LeNet(data.train.shape[1], n_classes)
-    net.load_state_dict(common.load(path, ("fid",), "state_dict")["state_dict"])
+    net.load_state_dict(checkpoints.load(path, ("fid",), "state_dict")["state_dict"])
     net.sha256 = files.sha256(path)
     net = net.to(device).eval().requires_grad_(False)
     net.accuracy = _accuracy(net, data.test, data.test_labels)
@@ -81,7 +82,7 @@ def _trained(net: LeNet, data: images.ImageData, epochs: int = 8, batch_size: in
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
     for step in files.progress(range(1, steps + 1), "LeNet-5", steps):
-        i = common.batch_indices(n, batch_size, step, seed=0)
+        i = batch_indices(n, batch_size, step, seed=0)
         logits = net.classifier(net(data.train[i].to(device).float() / 255))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[i].to(device)).backward()

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-import common
 from plumbing.data import folders, images, pixels
+from plumbing.run import checkpoints
 from plumbing.system import files
 
 GENERATORS = ("vae", "gan_mnist", "dcgan")  # scripts with build() and draw()
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         import simclr
 
-        numbers = common.load(Path(path), ("simclr",), "trained_on")
+        numbers = checkpoints.load(Path(path), ("simclr",), "trained_on")
         self.encoder = simclr.Encoder(simclr.build(numbers).f, numbers).eval().requires_grad_(False)
         self.side = numbers["image_size"]
         self.features = f"simclr.py's {numbers['encoder']}, trained on {numbers['trained_on']}"
@@ -96,7 +96,7 @@ def find(text: str, args: argparse.Namespace, device: torch.device, size: int | 
         return Source(text, len(x), lambda _: x, x.shape[-1], split=split, data=data)
     weights = _generator(path)
     if weights:
-        state = common.load(weights, GENERATORS, "trained_on")
+        state = checkpoints.load(weights, GENERATORS, "trained_on")
         script = importlib.import_module(state["script"])
         model = script.build(state).to(device).eval()
         samples = lambda _: script.draw(model, args.n, seed)

@@ -1,17 +1,15 @@
-"""Files for other programs: a trained model as TorchScript (courses) and torch.export; many generated images."""
+"""Files for other programs: a trained model as TorchScript (courses) and torch.export."""
 
-import os
-import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from common import fail, save
+from plumbing.run.checkpoints import save
 from plumbing.system import files
+from plumbing.system.process import fail
 
 
 def _tensors(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -96,19 +94,3 @@ def export_resnet(f: nn.Sequential, name: str, without: tuple[str, ...], path: P
     conv1 = f[places.index("conv1")]
     there_is_no = ", ".join([*without, "fc"])
     print(f"{path}: torchvision's names for {name}; conv1 is {conv1}, there is no {there_is_no}")
-
-
-def export_images(batches: Iterable[Tensor], n: int, out: Path) -> None:
-    """uint8 images (B, C, H, W), n in all, as out/000000.png ..., all or none; what is at `out` is moved aside."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        part.mkdir()
-        each = (x for batch in batches for x in batch)
-        for i, x in enumerate(files.progress(each, "images", n)):
-            torchvision.transforms.functional.to_pil_image(x.cpu()).save(part / f"{i:06d}.png")
-        if out.exists():
-            print(f"what was there is now {files.move_aside(out)}")
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    print(f"{out}: {n:,} images")

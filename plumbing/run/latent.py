@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-import common
 from plumbing.data import images
 from plumbing.run import plots
+from plumbing.run.pictures import to_uint8
 from plumbing.system import files
 
 N, SIDE, SHOWN = 32, 32, 256  # decodings a side, the pixels of each, held-out images
@@ -28,7 +28,7 @@ def _sheet(x: Tensor, columns: int) -> str:
     x = torch.cat([x, x.new_zeros(rows * columns - len(x), *x.shape[1:])]).expand(-1, max(3, x.shape[1]), -1, -1)
     whole = x.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (H, W, 3)
     file = io.BytesIO()
-    Image.fromarray(common.to_uint8(whole).numpy()).save(file, "webp", quality=75)
+    Image.fromarray(to_uint8(whole).numpy()).save(file, "webp", quality=75)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 

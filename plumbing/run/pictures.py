@@ -2,13 +2,18 @@
 
 import io
 import math
+import os
+import shutil
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
+import torchvision
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from plumbing.system import files
+from plumbing.system import files, ranks
 
 WIDTH = 500  # pixels that a grid has at least
 
@@ -47,6 +52,13 @@ def grid(x: Tensor, columns: int, set_off: tuple = (), pairs: bool = False, labe
     return titled
 
 
+def save_grid(images: Tensor, path: Path, columns: int = 8, **layout) -> None:
+    """PNG of images in [0, 1], (N, C, H, W), by rank 0, as grid lays them out: 500 pixels wide or more."""
+    if not ranks.rank():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.show(path, partial(grid(images, columns, **layout).save, format="png"))
+
+
 def _frames(paths: list[Path], n: int) -> list[Image.Image]:
     """n of these pictures, evenly chosen, as large as the last, but not more than 600 pixels wide."""
     with Image.open(paths[-1]) as last:
@@ -77,3 +89,19 @@ def film(folder: Path, largest: int = 600_000) -> None:
         if film.tell() <= largest:
             break
     files.show(folder / "samples.webp", lambda file: file.write(film.getvalue()))
+
+
+def export_images(batches: Iterable[Tensor], n: int, out: Path) -> None:
+    """uint8 images (B, C, H, W), n in all, as out/000000.png ..., all or none; what is at `out` is moved aside."""
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        part.mkdir()
+        each = (x for batch in batches for x in batch)
+        for i, x in enumerate(files.progress(each, "images", n)):
+            torchvision.transforms.functional.to_pil_image(x.cpu()).save(part / f"{i:06d}.png")
+        if out.exists():
+            print(f"what was there is now {files.move_aside(out)}")
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(f"{out}: {n:,} images")

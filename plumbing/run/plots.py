@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import common
 from plumbing.data import images
+from plumbing.run.pictures import save_grid
 from plumbing.system import files
 
 
@@ -115,4 +115,4 @@ def neighbours(h: Tensor, test_h: Tensor, data: images.ImageData, path: Path) ->
     similar = F.normalize(test_h[ten], dim=1) @ F.normalize(h, dim=1).T
     nearest = similar.topk(min(9, len(h))).indices.cpu()
     rows = [torch.cat([data.test[i : i + 1], data.train[near]]) for i, near in zip(ten, nearest, strict=True)]
-    common.save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1], set_off=(0,))
+    save_grid(torch.cat(rows) / 255, path, 1 + nearest.shape[1], set_off=(0,))

@@ -29,10 +29,10 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-import common
-from common import fail
-from plumbing.run import pictures, plots
+from plumbing.run import checkpoints, pictures, plots
+from plumbing.run.networks import first_misfit
 from plumbing.system import files, hardware, ranks
+from plumbing.system.process import fail
 
 MEANING = {  # of results, the first ones first: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
@@ -48,6 +48,7 @@ MEANING = {  # of results, the first ones first: unit, and which way is better
     "knn": "kNN accuracy {:.1%}, the higher the better",
     "untrained_linear": "linear accuracy {:.1%} before training",
 }
+BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
 EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
 
 
@@ -165,7 +166,7 @@ class Run:
 
     def _config(self, data: str, parameters: dict[str, int]) -> dict[str, Any]:
         versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in common.BESIDE}
+        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in BESIDE}
         return {
             "command": sys.argv,
             "flags": self.flags | free | {"data": self.args.data},
@@ -179,7 +180,7 @@ class Run:
 
     def _compare_ranks(self) -> None:
         """Ranks do together what these flags decide, so they have to be the same everywhere."""
-        free = ("out", "data_dir", "data", "device", *common.BESIDE)
+        free = ("out", "data_dir", "data", "device", *BESIDE)
         ours = {k: v for k, v in vars(self.args).items() if k not in free}
         ours |= {"data": self.flags["data"]}
         for rank, theirs in enumerate(ranks.objects(ours)):
@@ -197,7 +198,7 @@ class Run:
         self.lock = files.lock(self.folder / "lock")
         if (self.folder / "last.pth").exists():
             hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
-            last = common.load(self.folder / "last.pth", (self.script,), "flags", hint)
+            last = checkpoints.load(self.folder / "last.pth", (self.script,), "flags", hint)
             return last, files.read_json(self.folder / "results.json").get("step") == last["step"]
         # A run that was killed before its first save has left config.json, but no last.pth.
         there = files.read_json(self.folder / "config.json").get("flags", {})
@@ -216,7 +217,7 @@ class Run:
             for key, thing in self.objects.items():
                 thing.load_state_dict(last[key])
         except (KeyError, RuntimeError, ValueError) as error:
-            misfit = common.first_misfit(error) or str(error)[:200]
+            misfit = first_misfit(error) or str(error)[:200]
             fail(f"{self.folder}/last.pth is of another version of the model: use --fresh, or that version ({misfit})")
         for key in self.KEPT:
             setattr(self, key, last[key])
@@ -227,7 +228,9 @@ class Run:
         if ranks.rank():
             return
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
-        common.save({"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name)
+        checkpoints.save(
+            {"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name
+        )
 
     def save_text(self, name: str, text: str) -> None:
         """name/step_0000001.txt, and the same among TensorBoard's events. Rank 0 does."""
@@ -254,7 +257,7 @@ class Run:
             self.save_weights(name, model, numbers)
         state = {key: getattr(self, key) for key in self.KEPT}
         states = {key: thing.state_dict() for key, thing in self.objects.items()}
-        common.save(state | states, self.folder / "last.pth")
+        checkpoints.save(state | states, self.folder / "last.pth")
         if len(self.rows) > self.drawn and find_spec("matplotlib"):
             plots.curves(self.rows, self.folder / "curves.png", self.levels)
             self.drawn = len(self.rows)
@@ -325,7 +328,7 @@ class Run:
     def save_grid(self, name: str, images: torch.Tensor, columns: int = 8, **layout) -> None:
         """name/step_0000001.png of images in [0, 1], (N, C, H, W), and the same among TensorBoard's events."""
         path = self.folder / f"{name}/step_{self.step:07d}.png"
-        common.save_grid(images, path, columns, **layout)
+        pictures.save_grid(images, path, columns, **layout)
         if self.events and path.exists():
             self.events.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
 

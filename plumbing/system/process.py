@@ -18,7 +18,7 @@ KEPT = "; what was saved is kept, and the same command continues from it"
 
 def is_program() -> bool:
     """Whether one of this repository's scripts was started; else its functions are called in somebody's process."""
-    main, root = Path(getattr(sys.modules["__main__"], "__file__", None) or "/"), Path(__file__).resolve().parents[1]
+    main, root = Path(getattr(sys.modules["__main__"], "__file__", None) or "/"), Path(__file__).resolve().parents[2]
     return main.resolve().parent in (root, root / "report") and not main.name.startswith("test")
 
 
