@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import common
 from plumbing.data import texts
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from plumbing.system import files, ranks
 
 WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
@@ -406,7 +406,7 @@ def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> fl
     return total / y.numel()
 
 
-def train(args: Namespace, device: torch.device) -> run_folder.Run:
+def train(args: Namespace, device: torch.device) -> run_module.Run:
     args, begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
     text = texts.load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
     ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
@@ -421,11 +421,11 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     best = copy.deepcopy(model)  # the averaged weights with the lowest held-out loss so far
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
     schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # for --lr-schedule plateau
-    state = run_folder.State(steps=args.steps, hidden=None, measured={}, waited=0)
+    state = run_module.State(steps=args.steps, hidden=None, measured={}, waited=0)
     objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
     variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
     weights = {"char_rnn.pth": (averaged, numbers)}  # the latest, until there is a best
-    run = run_folder.Run(args, variant, text, objects | {"state": state}, weights)
+    run = run_module.Run(args, variant, text, objects | {"state": state}, weights)
     if state["measured"]:
         run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
     if run.finished():
@@ -482,7 +482,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}
     results["nats_in_windows_of_256"] = evaluate_windows(shown, text.test)
     results["best_step"] = state["measured"].get("step", run.step)
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
 
@@ -531,7 +531,7 @@ def use(args: Namespace, device: torch.device) -> None:
         score(args, model, numbers["chars"])
 
 
-def main(argv: list[str] | None = None) -> run_folder.Run | None:
+def main(argv: list[str] | None = None) -> run_module.Run | None:
     return common.run(get_args(argv), train, use)
 
 

@@ -19,7 +19,7 @@ from plumbing.data.batches import batch_indices, permutation, rows, to_device  #
 from plumbing.run.checkpoints import SHIPPED, load, save  # noqa: F401
 from plumbing.run.networks import builder, first_misfit, in_eval_mode, no_model  # noqa: F401
 from plumbing.run.pictures import export_images, save_grid, to_uint8
-from plumbing.run.run_folder import BESIDE  # noqa: F401
+from plumbing.run.run import BESIDE  # noqa: F401
 from plumbing.system import files, flags, hardware, ranks
 from plumbing.system.flags import Parser, largest, number
 from plumbing.system.process import fail, run, running  # noqa: F401

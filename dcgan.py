@@ -40,7 +40,8 @@ from torch.nn.utils import parametrizations
 import common
 from plumbing.data import images
 from plumbing.judge import lenet
-from plumbing.run import plots, run_folder
+from plumbing.run import plots
+from plumbing.run import run as run_module
 from plumbing.system import ranks
 
 SHAPE = ("latent_dim", "hidden_dim", "channels", "image_size", "spectral_norm")  # what rebuilds both networks
@@ -335,7 +336,7 @@ def measure(G: Generator, judges: dict, spread_of_data: float) -> dict[str, obje
     return fid.measured(partial(draw, G), judges) | {"spread": lenet.spread(next(draw(G, 500, 0))) / spread_of_data}
 
 
-def train(args: Namespace, device: torch.device) -> run_folder.Run:
+def train(args: Namespace, device: torch.device) -> run_module.Run:
     import fid
 
     args, begun = common.begin_with("dcgan", "generator.pth", args, [k for k in SHAPE if k != "channels"])
@@ -370,7 +371,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
 
     variant = f"dcgan-{data.name}{image_size}-{args.loss}" + ("-sn" if spectral_norm else "")
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
-    run = run_folder.Run(args, variant, data, objects, weights)
+    run = run_module.Run(args, variant, data, objects, weights)
     if run.finished():
         return run
     run.levels = plots.equilibrium(*game(args.loss, 0, label_smoothing), probability)
@@ -422,7 +423,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         best = common.load(best_file, ("dcgan",), "trained_on")
         best_G, results["best_step"] = build(best).to(device), best["step"]
         results |= {f"best_{k}": v for k, v in fid.measured(partial(draw, best_G), judges).items() if k == distance}
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
 
@@ -450,7 +451,7 @@ def use(args: Namespace, device: torch.device) -> None:
         data = images.load_again(args.data, args.data_dir, numbers)
         seen = measure(G, fid.judges(data, args.data_dir, device), lenet.spread_of(data))
         results = fid.report(seen, data, args, path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
+        run_module.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.interpolate:
         draw_interpolation(G, args.interpolate, args.seed, folder / "interpolation.png")
     if args.export:
@@ -464,7 +465,7 @@ def use(args: Namespace, device: torch.device) -> None:
         export_discriminator(build(numbers, Discriminator).eval(), numbers, folder / "DCGAN_model_D.pth")
 
 
-def main(argv: list[str] | None = None) -> run_folder.Run | None:
+def main(argv: list[str] | None = None) -> run_module.Run | None:
     return common.run(get_args(argv), train, use)
 
 

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 import common
 from plumbing.data import images
 from plumbing.judge import lenet
-from plumbing.run import plots, run_folder
+from plumbing.run import plots
+from plumbing.run import run as run_module
 from plumbing.system import files, ranks
 
 
@@ -188,7 +189,7 @@ def draw(G: nn.Sequential, n: int, seed: int) -> Iterator[Tensor]:
     return common.drawn(lambda k: sample(G, sample_noise(k, G[0].in_features)), n, seed)
 
 
-def won_by_D(run: run_folder.Run) -> int:
+def won_by_D(run: run_module.Run) -> int:
     """Steps for which D's logged loss has been below 0.01 by now."""
     undecided = [row["step"] for row in run.rows if row["split"] == "train" and row["d_loss"] >= 0.01]
     return run.step - max(undecided, default=0)
@@ -201,7 +202,7 @@ def mean_d_g_z(D: nn.Module, G: nn.Module, z: Tensor, probability: Callable) -> 
     return probability(D(x_fake)).mean()
 
 
-def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object]:
+def measure(G: nn.Module, run: run_module.Run, judges: dict) -> dict[str, object]:
     """The distance of G's samples to held-out images, and a line if they are all of one kind."""
     import fid
 
@@ -213,7 +214,7 @@ def measure(G: nn.Module, run: run_folder.Run, judges: dict) -> dict[str, object
     return seen
 
 
-def train(args: Namespace, device: torch.device) -> run_folder.Run:
+def train(args: Namespace, device: torch.device) -> run_module.Run:
     import fid
 
     args, begun = common.begin_with("gan_mnist", "generator.pth", args, ("arch", "noise_dim"))
@@ -240,7 +241,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
 
     variant = f"gan_mnist-{data.name}-{args.loss}-{arch}"
     weights = {"generator.pth": (shown_G, numbers), "discriminator.pth": (D, numbers | {"network": "D"})}
-    run = run_folder.Run(args, variant, data, objects, weights)
+    run = run_module.Run(args, variant, data, objects, weights)
     if run.finished():
         return run
     run.levels = plots.equilibrium(d_loss_fn, g_loss_fn, probability)
@@ -293,7 +294,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             files.say(f"WARNING: step {step}: {won}")
     seen = seen or fid.measured(partial(draw, shown_G), judges)  # the last step has been measured, if there was one
     results = {"train_minutes": run.seconds / 60, **fid.report(seen, data, args, run.folder / "generator.pth")}
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
 
@@ -310,10 +311,10 @@ def use(args: Namespace, device: torch.device) -> None:
         data = images.load_again(args.data, args.data_dir, numbers)
         seen = fid.measured(partial(draw, G), fid.judges(data, args.data_dir, device))
         results = fid.report(seen, data, args, path)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
+        run_module.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
 
 
-def main(argv: list[str] | None = None) -> run_folder.Run | None:
+def main(argv: list[str] | None = None) -> run_module.Run | None:
     return common.run(get_args(argv), train, use)
 
 

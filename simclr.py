@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 import common
 from plumbing.data import images, pixels
-from plumbing.run import described, plots, run_folder
+from plumbing.run import described, plots
+from plumbing.run import run as run_module
 from plumbing.run.networks import fingerprint
 from plumbing.system import files, hardware, ranks
 
@@ -396,7 +397,7 @@ class Encoder(nn.Module):
         return F.normalize(self.f((x - self.mean) / self.std), dim=1)
 
 
-def train(args: Namespace, device: torch.device) -> run_folder.Run:
+def train(args: Namespace, device: torch.device) -> run_module.Run:
     args, begun = common.begin_with("simclr", "simclr.pth", args, ("encoder", "feature_dim", "image_size"))
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     if not 2 <= args.batch_size <= len(data.train):
@@ -414,10 +415,10 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
 
     model = build(begun | numbers).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
-    state = run_folder.State(steps=args.steps)
+    state = run_module.State(steps=args.steps)
     objects = {"model": model, "optimizer": optimizer, "state": state}
     variant = f"simclr-{data.name}-{args.encoder}-tau{args.tau:g}-batch{args.batch_size}"
-    run = run_folder.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
+    run = run_module.Run(args, variant, data, objects, {"simclr.pth": (model, numbers)})
     if run.finished():
         return run
     state.plan(args.steps)
@@ -454,7 +455,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
         if sampled or run.due(args.log_every):
             run.log()
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, numbers, run.folder, args)}
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
 
@@ -478,7 +479,7 @@ def use(args: Namespace, device: torch.device) -> None:
             train, test = (pixels.with_channels(x, channels) for x in (data.train, data.test))
             data = data._replace(train=train, test=test)
         results = look_inside(model, data, numbers, folder, args)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
+        run_module.finish(folder, numbers["step"], numbers["trained_on"], results, str(data), path)
     if args.export:
         from plumbing.run.export import export_encoder
 
@@ -486,7 +487,7 @@ def use(args: Namespace, device: torch.device) -> None:
         export_encoder(encoder, numbers, common.output_folder(args, path))
 
 
-def main(argv: list[str] | None = None) -> run_folder.Run | None:
+def main(argv: list[str] | None = None) -> run_module.Run | None:
     return common.run(get_args(argv), train, use)
 
 

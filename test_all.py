@@ -24,7 +24,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests.conftest import elsewhere  # noqa: F401
 from tests.float64 import small_resnet
 from tests.helpers import (
@@ -560,7 +560,7 @@ def test_a_tiny_run(script, monkeypatch, capsys):
     argv = [*RUNS[script], "--steps", "4", "--save-every", "2", "--deterministic"]
     script.main([*argv, "--out", "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_folder.Run, "save", stop_after(2, run_folder.Run.save))
+        patch.setattr(run_module.Run, "save", stop_after(2, run_module.Run.save))
         script.main([*argv, "--out", "halves"])
     assert last_of("halves")["step"] == 2
     script.main([*argv, "--out", "halves", "--sample-every", "3", "--log-every", "1"])

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 import common
 from plumbing.data import images
-from plumbing.run import described, latent, run_folder
+from plumbing.run import described, latent
+from plumbing.run import run as run_module
 from plumbing.run.networks import output_shape, place
 from plumbing.system import files
 
@@ -476,7 +477,7 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
     return min(1, 4 * step / steps) if arch == "mlp" else 1.0
 
 
-def train(args: Namespace, device: torch.device) -> run_folder.Run:
+def train(args: Namespace, device: torch.device) -> run_module.Run:
     args, begun = common.begin_with("vae", "vae.pth", args, SHAPE)
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     channels, image_size = data.train.shape[1:3]
@@ -503,9 +504,9 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
     variant = f"vae-{data.name}-{arch}-z{latent_dim}" + f"-beta{args.beta:g}" * (args.beta != 1)
     variant += f"-sigma{args.x_sigma2:g}" * (likelihood == "gaussian") + "-binary" * args.binarize
-    state = run_folder.State(steps=args.steps)
+    state = run_module.State(steps=args.steps)
     objects = {"model": model, "optimizer": optimizer, "state": state}
-    run = run_folder.Run(args, variant, data, objects, {"vae.pth": (model, numbers)})
+    run = run_module.Run(args, variant, data, objects, {"vae.pth": (model, numbers)})
     if run.finished():
         return run
     if args.lr_schedule == "cosine" or arch == "mlp":
@@ -536,7 +537,7 @@ def train(args: Namespace, device: torch.device) -> run_folder.Run:
             run.save_grid("samples", visible(model, model.sample(64)))
             run.save_grid("reconstructions", *reconstructions(model, data.test), pairs=True)
     results = {"train_minutes": run.seconds / 60, **look_inside(model, data, run.folder / "vae.pth", run.folder, args)}
-    run_folder.finish(run.folder, run.step, numbers["trained_on"], results)
+    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
     return run
 
 
@@ -567,14 +568,14 @@ def use(args: Namespace, device: torch.device) -> None:
         print(folder / "interpolation.png")
     if args.eval:
         results = look_inside(model, data, path, folder, args)
-        run_folder.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
+        run_module.finish(folder, numbers["step"], numbers["trained_on"], results, of=path)
     if args.export:
         from plumbing.run.export import export_vae
 
         export_vae(model.cpu(), numbers, folder / "VAE_model.pth")
 
 
-def main(argv: list[str] | None = None) -> run_folder.Run | None:
+def main(argv: list[str] | None = None) -> run_module.Run | None:
     return common.run(get_args(argv), train, use)
 
 

@@ -39,7 +39,8 @@ import simclr
 import vae
 from plumbing.data import folders, images, texts
 from plumbing.judge import inception
-from plumbing.run import latent, run_folder
+from plumbing.run import latent
+from plumbing.run import run as run_module
 from plumbing.system import files, hardware, process, ranks
 from report import peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
@@ -346,14 +347,14 @@ def distance_rows(n: int) -> dict[str, Callable]:
 
 def watched(script, args: Namespace, flags: tuple[str, ...], steps: int, watch: Callable) -> None:
     """Train for so many steps, without evaluation; watch(run, step) is called as each begins."""
-    all_steps = run_folder.Run.steps
+    all_steps = run_module.Run.steps
 
-    def seen(run: run_folder.Run):
+    def seen(run: run_module.Run):
         for step in all_steps(run):
             watch(run, step)
             yield step
 
-    run_folder.Run.steps = seen
+    run_module.Run.steps = seen
     fid.judges, ranks.leave = lambda *_: {}, sys.exit  # where evaluation would begin, the script ends
     with tempfile.TemporaryDirectory() as out:
         usual = ["--device", "cpu", "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", f"{out}/run"]
@@ -389,11 +390,11 @@ class Calls(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def one_step(script, args: Namespace, *flags: str) -> tuple[run_folder.Run, int, int]:
+def one_step(script, args: Namespace, *flags: str) -> tuple[run_module.Run, int, int]:
     """(a run, how many operations its second step takes, and how many floating-point operations)."""
     operations, flop_counter, runs = Calls(), FlopCounterMode(display=False), []
 
-    def watch(run: run_folder.Run, step: int) -> None:
+    def watch(run: run_module.Run, step: int) -> None:
         if step == 2:
             runs.append(run)
             operations.__enter__()
@@ -406,7 +407,7 @@ def one_step(script, args: Namespace, *flags: str) -> tuple[run_folder.Run, int,
     return runs[0], operations.n, flop_counter.get_total_flops()
 
 
-def reductions(script, run: run_folder.Run) -> tuple[int, int]:
+def reductions(script, run: run_module.Run) -> tuple[int, int]:
     """(bytes that a step reduces over the ranks, in how many calls), by hand."""
     n_bytes = calls = 0
     for key, passes in {"model": 2, "G": 3, "D": 6}.items():  # forward and backward; G also makes what D learns from

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fid  # noqa: E402
 from plumbing.judge import lenet  # noqa: E402
-from plumbing.run import run_folder  # noqa: E402
+from plumbing.run import run as run_module  # noqa: E402
 from plumbing.system import ranks  # noqa: E402
 
 
@@ -59,7 +59,7 @@ def for_all_like(draw: Callable) -> Callable:
     return drawn
 
 
-def noise_seed_of_rank_0(seed: int, step: int, rank: int, of=run_folder.noise_seed) -> int:  # noqa: ARG001
+def noise_seed_of_rank_0(seed: int, step: int, rank: int, of=run_module.noise_seed) -> int:  # noqa: ARG001
     return of(seed, step, 0)
 
 
@@ -80,7 +80,7 @@ def run(name: str, *argv: str) -> None:
             (torch, "rand_like", for_all_like(torch.rand_like)),
             (torch, "randn_like", for_all_like(torch.randn_like)),
             (torch.Tensor, "float", torch.Tensor.double),
-            (run_folder, "noise_seed", noise_seed_of_rank_0),
+            (run_module, "noise_seed", noise_seed_of_rank_0),
             (torchvision.models, "resnet18", small_resnet),
             (lenet, "_trained", lambda net, *_: net),
             (fid, "SAMPLES", 500),

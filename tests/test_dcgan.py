@@ -13,7 +13,7 @@ import dcgan
 import fid
 from plumbing.data import images
 from plumbing.judge import lenet
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same, write_inputs
 
 TINY_DCGAN = "--data digits --batch-size 8 --latent-dim 3 --hidden-dim 2 --log-every 4".split()
@@ -108,7 +108,7 @@ def test_dcgan_resume_is_exact(tricks, monkeypatch):
     dcgan.main([*argv, "--steps", "5", "--out", "halves"])
     dcgan.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2", "--log-every", "3"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
-    networks = {k: v for k, v in whole.items() if k not in run_folder.Run.KEPT}
+    networks = {k: v for k, v in whole.items() if k not in run_module.Run.KEPT}
     assert same(networks, {k: halves[k] for k in networks})
     assert networks.keys() == {"G", "D", "averaged", "G_optimizer", "D_optimizer"}
     if "hinge" in tricks:  # --ema 0: the average is G, but for BatchNorm's counter

@@ -21,7 +21,7 @@ import common
 import dcgan
 import fid
 import vae
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests.helpers import (
     LONG,
     RUNS,
@@ -195,7 +195,7 @@ def test_run_killed_before_its_first_measurement(monkeypatch):
     Path("tale.txt").write_text(letters(410))
     argv = [*TALE, "--eval-every", "9999999", "--save-every", "1", "--out", "run"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_folder.Run, "save", stop_after(2, run_folder.Run.save))
+        patch.setattr(run_module.Run, "save", stop_after(2, run_module.Run.save))
         char_rnn.main([*argv, "--steps", "9999999"])
     assert last_of("run")["step"] == 2
     char_rnn.main([*argv, "--steps", "1"])
@@ -265,14 +265,14 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(capsys):
 def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
     monkeypatch.setattr(vae, "look_inside", lambda *_: {})
     vae.main([*SMALL, "--steps", "2"])
-    good, add = Path("run/last.pth").read_bytes(), run_folder.Run.add
+    good, add = Path("run/last.pth").read_bytes(), run_module.Run.add
 
     def spoil(run, split, **terms):
         add(run, split, **terms)
         if run.step == 4:
             next(run.objects["model"].parameters()).data[0] = math.nan
 
-    monkeypatch.setattr(run_folder.Run, "add", spoil)
+    monkeypatch.setattr(run_module.Run, "add", spoil)
     line = told(capsys, vae.main, [*SMALL, "--steps", "5", "--save-every", "2", "--log-every", "9"])
     assert "step 4: weights of model are not finite; the checkpoint of step 2 is kept" in line
     assert Path("run/last.pth").read_bytes() == good

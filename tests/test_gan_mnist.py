@@ -14,7 +14,7 @@ from torch import nn
 import common
 import fid
 import gan_mnist
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests.helpers import as_files, error_line, last_of, photos, picture, results_of, same
 
 TINY_GAN = "--data digits --batch-size 8 --noise-dim 3 --log-every 4".split()
@@ -84,7 +84,7 @@ def test_gan_resume_is_exact(arch, loss, ema, monkeypatch):
     gan_mnist.main([*argv, "--ema", ema, "--steps", "4", "--out", "halves"])
     gan_mnist.main([*argv, "--ema", ema, "--steps", "6", "--out", "halves", "--sample-every", "2"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
-    networks = {k: v for k, v in whole.items() if k not in run_folder.Run.KEPT}
+    networks = {k: v for k, v in whole.items() if k not in run_module.Run.KEPT}
     assert same(networks, {k: halves[k] for k in networks})
     assert networks.keys() == {"G", "D", "averaged", "G_optimizer", "D_optimizer"}
     gan_mnist.main([*argv, "--ema", "0", "--steps", "6", "--out", "seed1", "--seed", "1"])

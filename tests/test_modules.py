@@ -18,7 +18,7 @@ import fid
 import gan_mnist
 import simclr
 import vae
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from plumbing.system import flags
 from tests.helpers import RUNS, SMALL, as_files, error_line, image, last_of, photos, results_of, same, write_inputs
 
@@ -32,7 +32,7 @@ def of_the_process() -> tuple:
     return sys.excepthook, handlers, socket.getdefaulttimeout(), torch_wide, state, sys.stdout, sys.stderr
 
 
-def interrupted(run: run_folder.Run, *_, **__) -> None:
+def interrupted(run: run_module.Run, *_, **__) -> None:
     """In the body of the loop, whose generator still waits to be closed."""
     if run.step == 2:
         raise KeyboardInterrupt
@@ -51,7 +51,7 @@ def test_main_leaves_the_process_as_it_was(script, capfd, monkeypatch):
     script.main([*argv, "--steps", "1"])
     assert of_the_process() == before
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.Run, "add", interrupted)
+        patch.setattr(run_module.Run, "add", interrupted)
         with pytest.raises(KeyboardInterrupt) as held:  # whose traceback keeps the frames of the loop alive
             script.main([*argv, "--steps", "3"])
     assert of_the_process() == before and held
@@ -165,7 +165,7 @@ def test_training_begins_with_the_weights_that_are_named(script, capsys, monkeyp
     name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
     saved = torch.load(f"run/{name}", weights_only=True)
 
-    seen, steps = {}, run_folder.Run.steps
+    seen, steps = {}, run_module.Run.steps
 
     def first(run):
         seen.update(
@@ -177,7 +177,7 @@ def test_training_begins_with_the_weights_that_are_named(script, capsys, monkeyp
         seen["optimizer"] = [len(o.state) for o in run.objects.values() if isinstance(o, torch.optim.Optimizer)]
         return steps(run)
 
-    monkeypatch.setattr(run_folder.Run, "steps", first)
+    monkeypatch.setattr(run_module.Run, "steps", first)
     data = {char_rnn: "other.txt", simclr: "more"}.get(script, "digits")
     Path("other.txt").write_text("the quick Brown fox? " * 40)
     for i in range(20):

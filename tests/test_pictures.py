@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-from plumbing.run import pictures, run_folder
+from plumbing.run import pictures
+from plumbing.run import run as run_module
 
 
 def test_grid_is_the_images_enlarged():
@@ -68,7 +69,7 @@ def test_film_of_damaged_and_of_older_grids(capsys):
 
 
 def test_pictures_come_early():
-    run = object.__new__(run_folder.Run)
+    run = object.__new__(run_module.Run)
     run.args = argparse.Namespace(steps=45)
     shown = []
     for run.step in range(1, 46):

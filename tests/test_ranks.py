@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests import float64
 from tests.helpers import HERE, LONG, last_of, letters, once_saved, same, write_inputs
 
@@ -22,10 +22,10 @@ from tests.helpers import HERE, LONG, last_of, letters, once_saved, same, write_
 def test_every_rank_has_noise_of_its_own():
     """The first, which a single process is, has that of the step alone."""
     seeds = {(seed, step, rank) for seed in (0, 1) for step in (1, 2, 10**6) for rank in range(3)}
-    assert len({run_folder.noise_seed(*s) for s in seeds}) == len(seeds)
+    assert len({run_module.noise_seed(*s) for s in seeds}) == len(seeds)
     for seed, step, _ in seeds:
         exact = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-        assert run_folder.noise_seed(seed, step, 0) == exact
+        assert run_module.noise_seed(seed, step, 0) == exact
 
 
 def torchrun(n: int, *argv: str, restarts: int = 0) -> subprocess.Popen:

@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fid
 import vae
-from plumbing.run import run_folder
+from plumbing.run import run as run_module
 from tests.helpers import batch, error_line, image, last_of, picture, results_of, same, stop_after
 
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
@@ -225,7 +225,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
     argv = ["--data", "digits", "--batch-size", "8", "--arch", arch, "--log-every", "4", "--lr-schedule", schedule]
     vae.main([*argv, "--steps", "8", "--out", "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_folder.Run, "save", stop_after(5, run_folder.Run.save))
+        patch.setattr(run_module.Run, "save", stop_after(5, run_module.Run.save))
         vae.main([*argv, "--steps", "8", "--out", "halves", "--save-every", "5"])
     vae.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
