@@ -1,5 +1,7 @@
-"""Batches of a data set that is one tensor: which samples, and where they lie."""
+"""Batches of a data set that is one tensor. A batch depends on the step alone, so resuming needs no sampler state."""
 
+from argparse import Namespace
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -9,27 +11,16 @@ from torch import Tensor
 from plumbing.system import hardware, ranks
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """The whole set on the GPU when it takes less than half of what is free there; else where it is."""
-    fits = device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-    return x.to(device) if fits else x
-
-
-def rows(x: Tensor, i: Tensor, device: torch.device) -> Tensor:
-    """This rank's share of x[i], x (N, ...), i (B,), on the device, wherever x is; the host waits for no GPU."""
-    return hardware.moved(x[hardware.moved(ranks.share(i), x.device)], device)
-
-
 @lru_cache(maxsize=4)
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of one epoch: int64 (n,)."""
+    """Return the order of one epoch: int64 (n,)."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Indices (batch_size,) for step 1, 2, ...: the next slice of one endless row of permuted epochs.
+    """Return the indices (batch_size,) of step 1, 2, ...: the next slice of an endless row of permuted epochs.
 
-    Stateless: step t needs no sampler to be resumed. Every batch has one size: it may end an epoch and begin the next.
+    All batches have the same size. A batch may end one epoch and begin the next.
     """
     first, slices = (step - 1) * batch_size, []
     while batch_size:
@@ -38,3 +29,29 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
         first += len(slices[-1])
         batch_size -= len(slices[-1])
     return torch.cat(slices)
+
+
+def indices_without_repeats(n: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Return the indices (batch_size,) of step 1, 2, ..., no sample twice in a batch.
+
+    Each epoch leaves out the samples that do not fill its last batch.
+    """
+    epoch, k = divmod(step - 1, n // batch_size)
+    return permutation(n, seed, epoch)[k * batch_size : (k + 1) * batch_size]
+
+
+def batches(x: Tensor, args: Namespace, device: torch.device, repeats: bool = True) -> Callable[[int], Tensor]:
+    """Return a function from the step to this rank's part of the batch, uint8 (B, C, H, W) on the device.
+
+    The whole set x (N, C, H, W) moves to a GPU if it takes less than half of the free memory there. repeats: whether
+    a batch may hold a sample twice, at the border of two epochs.
+    """
+    if device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        x = x.to(device)
+    choose = batch_indices if repeats else indices_without_repeats
+
+    def batch(step: int) -> Tensor:
+        i = ranks.share(choose(len(x), args.batch_size, step, args.seed))
+        return hardware.moved(x[hardware.moved(i, x.device)], device)  # no wait for the GPU
+
+    return batch

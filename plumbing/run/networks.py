@@ -24,7 +24,7 @@ def no_model(error: Exception) -> NoReturn:
     fail(f"{other_code} ({misfit})" if misfit else error)
 
 
-def builder(make: Callable) -> Callable:
+def or_fail(make: Callable) -> Callable:
     """Decorates a script's build(numbers): loads weights that numbers hold; what makes no model ends the program."""
 
     @wraps(make)
@@ -56,7 +56,7 @@ def in_eval_mode(function: Callable) -> Callable:
     return looking
 
 
-def place(net: nn.Module) -> dict:
+def device_and_dtype(net: nn.Module) -> dict:
     """Device and dtype of its parameters."""
     parameter = next(net.parameters(), torch.empty(0))
     return {"device": parameter.device, "dtype": parameter.dtype}
@@ -65,7 +65,7 @@ def place(net: nn.Module) -> dict:
 @in_eval_mode
 def output_shape(net: nn.Module, in_size: Sequence[int]) -> tuple[int, ...]:
     """Of one input of this shape, without the batch; the net stays as it is, BatchNorm's statistics included."""
-    return tuple(net(torch.zeros(1, *in_size, **place(net))).shape[1:])
+    return tuple(net(torch.zeros(1, *in_size, **device_and_dtype(net))).shape[1:])
 
 
 def fingerprint(f: nn.Module) -> str:

@@ -1,11 +1,11 @@
-"""The run folder: checkpoints, metrics, curves, events, and going on where a run stopped.
+"""The run folder: checkpoints, metrics, curves, events, and continuing where a run stopped.
 
-runs/vae-mnist-technion-z10/
-    last.pth                   everything that training needs to go on
-    lock                       held while a process trains here; a dead one's is free
-    vae.pth                    the weights, and the numbers that rebuild the model
+runs/vae-mnist-latent-dim-10/
+    last.pth                   checkpoint with everything that training needs to continue
+    lock                       locked while a process trains here
+    vae.pth                    the weights, and the config that rebuilds the model
     metrics.csv  curves.png    averages since the last row, per split; TensorBoard events hold the same
-    config.json  results.json  what was asked for, and what was measured at the end
+    config.json  results.json  flags and versions, and the results of the evaluation at the end
 """
 
 import argparse
@@ -13,6 +13,8 @@ import csv
 import io
 import math
 import os
+import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -32,56 +34,46 @@ from torch import nn
 from plumbing.run import checkpoints, pictures, plots
 from plumbing.run.networks import first_misfit
 from plumbing.system import files, hardware, ranks
+from plumbing.system.flags import EXTRA
 from plumbing.system.process import fail
 
-MEANING = {  # of results, the first ones first: unit, and which way is better
-    "elbo": "ELBO {:.2f} nats an image, the higher the better",
-    "log_px": "log p(x) at least {:.2f} nats, the higher the better",
-    "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
-    "spread": "spread {:.2f}: how much samples differ, 1 as much as images do",
-    "nats": "{:.4f} nats a character, the lower the better",
-    "bits": "{:.4f} bits a character",
-    "linear": "linear accuracy {:.1%} on frozen features, the higher the better",
-    "linear_few": "linear accuracy {:.1%} from few labels",
-    "knn": "kNN accuracy {:.1%}, the higher the better",
-    "untrained_linear": "linear accuracy {:.1%} before training",
-}
-BESIDE = ("given", "science", "largest", "training")  # what parse_args adds to the flags
-EXTRAS = ("tqdm", "tensorboard", "matplotlib", "sklearn")
+OPTIONAL = ("tqdm", "tensorboard", "matplotlib", "sklearn")  # packages that only show something
+SAVED_FIELDS = ("script", "flags", "step", "planned_steps", "seconds", "rows", "sums", "best")  # of a Run, in last.pth
 
 
-class State(dict):
-    """What a run needs to go on besides weights; last.pth keeps it."""
-
-    state_dict, load_state_dict = dict.copy, dict.update
-
-    def plan(self, steps: int) -> None:
-        """Keep the steps that a schedule is drawn for, and say so when a continued run changes them."""
-        if self["steps"] != steps:
-            print(f"the schedule was drawn for {self['steps']} steps and goes on as one for {steps}")
-        self["steps"] = steps
+def flag_text(name: str, value: Any) -> str:
+    """Return a flag as it is typed, such as "--lr 0.003", or "no --binarize"."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {value}"
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """In words, of the flags that are here."""
-    return [f"{k} {there.get(k, 'not known')} there, {v} here" for k, v in here.items() if there.get(k) != v]
+def folder_name(args: argparse.Namespace, data: Any) -> str:
+    """Return a name made of script, data set and the typed flags that decide what is learned."""
+    parts = [args.script, data.name]
+    for name in args.science:
+        if name in args.typed and name != "data":
+            text = flag_text(name, args.typed[name]).replace("no --", "no-").removeprefix("--")
+            parts.append(re.sub(r"[^\w.+-]+", "-", text))
+    if args.weights:
+        parts.append("from-weights")
+    return "-".join(parts)
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
-    """Of the generator that a step's noise comes from. A single process is rank 0: SeedSequence pads with zeros."""
+    """Return the seed of a step's noise. A single process is rank 0, as SeedSequence pads with zeros."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
 class Signals:
-    """Within `with`, Ctrl-C and SIGTERM are remembered until the step in which they came has ended."""
+    """Context in which Ctrl-C and SIGTERM wait until the current step has ended. `caught` is the signal, or 0."""
 
     caught = 0
 
     def __enter__(self) -> "Signals":
         self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # others get no signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[number] = signal.signal(number, self._catch)
         return self
@@ -97,55 +89,52 @@ class Signals:
 
 
 class Run:
-    """The folder of one training: continues it, logs, saves, and stops it well.
+    """The folder of one training. A Run resumes, logs, saves and ends the training.
 
     Args:
-        name: the folder under runs/, unless --out names another; begins with the script's name.
-        data: printed, recorded, and compared when the run is continued.
-        objects: models and optimisers, by the name under which last.pth keeps their state.
-        weights: file name -> (model, the plain numbers that rebuild it).
+        args: the flags, from common.parse_args.
+        data: the data set. A Run prints it, records it, and refuses to continue with another one.
+        to_continue: models and optimisers, by the name under which last.pth keeps their state.
+        weights: by file name a model and the config that rebuilds it. Each checkpoint writes these files too.
+        equilibrium: by term the value that curves.png marks.
     """
 
-    KEPT = ("script", "flags", "step", "seconds", "rows", "sums")  # last.pth holds these beside the objects' states
-
-    def __init__(self, args: argparse.Namespace, name: str, data: object, objects: dict, weights: dict) -> None:
-        self.args, self.objects, self.weights = args, objects, weights
-        self.script = name.split("-")[0]
-        self.folder = Path(args.out or f"runs/{name}{'-from-weights' * bool(args.weights)}")
-        self.flags = self._resolved_flags(str(data))
-        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
-        self.saved = None  # the step of the last checkpoint
-        self.drawn = 0  # rows of metrics in curves.png
-        self.ending = False  # whether no step follows
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        data: Any,
+        to_continue: dict[str, Any],
+        weights: dict[str, tuple[nn.Module, dict]],
+        equilibrium: dict[str, float] | None = None,
+    ) -> None:
+        self.args, self.data, self.to_continue, self.weights = args, data, to_continue, weights
+        self.equilibrium = equilibrium or {}
+        self.script = args.script
+        self.folder = Path(args.out or Path("runs", folder_name(args, data)))
+        self.trained_on = f"{data}{data.note}"
+        self.flags = self._resolved_flags()
+        self.step, self.planned_steps, self.seconds = 0, args.steps, 0.0
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.sums: dict[str, dict[str, Any]] = {}  # by split and term, since the last row
+        self.best: dict[str, int] = {}  # step of each weights file that save_weights wrote
+        self.saved_step = 0  # of the last checkpoint
+        self.plotted_rows = 0  # in curves.png
+        self.row_due = False  # whether this step ends with a row
         self.bar = self.events = None
-        self.levels: dict[str, float] = {}  # of terms, for curves.png
-        self.cards: dict[str, list[str]] = {}  # TensorBoard's: of a term the curves of all splits
-        parameters = {}
-        for key, thing in objects.items():
-            if isinstance(thing, nn.Module):
-                parameters[key] = sum(p.numel() for p in thing.parameters())
         if args.batch_size % ranks.size():
-            fail(f"--batch-size {args.batch_size}, of all ranks together, cannot be divided by {ranks.size()} ranks")
+            fail(f"--batch-size {args.batch_size} cannot be divided by {ranks.size()} ranks. Use a multiple of it.")
         self._compare_ranks()
         try:
             last, self.evaluated = ranks.from_first(None if ranks.rank() else self._open())
             if last:
                 self._continue(last)
             if not ranks.rank():
-                files.write_json(self.folder / "config.json", self._config(f"{data}{data.note}", parameters))
+                files.write_json(self.folder / "config.json", self._config())
         except files.InUse as error:
-            fail(f"{self.folder} is {error}: let it end, stop it, or name another folder with --out")
+            fail(f"{self.folder} is {error}. Let that process end, stop it, or name another folder with --out.")
         except (OSError, ValueError) as error:  # ValueError: --fresh cannot rename "."
-            fail(f"the run folder cannot be written: {error}; name another with --out")
-        print(f"data: {data}{data.note}\nparameters: {parameters}")
-        every = f"; a line every {args.log_every}" if self.step < args.steps else ""
-        print(f"run folder: {self.folder}, {self.step} of {args.steps} steps done{every}")
-        if args.device == "cuda" and not args.deterministic:
-            print("on a GPU gradients are added in any order, so that runs differ by rounding; --deterministic takes")
-            print("slower kernels, with which they do not")
-        missing = [name for name in EXTRAS if not find_spec(name)]
-        if missing:
-            print(f"not installed, so what they show is left out: {', '.join(missing)}")
+            fail(f"the run folder cannot be written ({error}). Name another folder with --out.")
+        self._announce()
 
     @property
     def model(self) -> nn.Module:
@@ -154,24 +143,46 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What was measured at the end."""
+        """The results of the evaluation at the end."""
         return files.read_json(self.folder / "results.json")
 
-    def _resolved_flags(self, data: str) -> dict[str, Any]:
-        """The flags that decide what is learned, with what the script made of those that were left open."""
-        resolved = vars(self.args).copy()
-        for _, numbers in self.weights.values():
-            resolved |= numbers
-        return {name: resolved[name] for name in self.args.science} | {"data": data, "weights": self.args.weights}
+    def _parameters(self) -> dict[str, int]:
+        """Return the number of parameters of each network."""
+        networks = {name: thing for name, thing in self.to_continue.items() if isinstance(thing, nn.Module)}
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
-    def _config(self, data: str, parameters: dict[str, int]) -> dict[str, Any]:
+    def _announce(self) -> None:
+        """Print the data set, the networks, the folder and the missing packages."""
+        print(f"data: {self.trained_on}\nparameters: {self._parameters()}")
+        every = f"; a line every {self.args.log_every}" if self.step < self.args.steps else ""
+        print(f"run folder: {self.folder}, {self.step} of {self.args.steps} steps done{every}")
+        if self.planned_steps != self.args.steps:
+            changed = "What depends on --steps, such as a learning rate schedule, is drawn anew."
+            print(f"The run was planned for {self.planned_steps} steps, now for {self.args.steps}. {changed}")
+            self.planned_steps = self.args.steps
+        missing = [name for name in OPTIONAL if not find_spec(name)]
+        if missing:
+            print(f"Not installed: {', '.join(missing)}. What they show is left out.")
+
+    def _resolved_flags(self) -> dict[str, Any]:
+        """Return the flags that decide what is learned, with the values of the config where a flag was left open."""
+        resolved = vars(self.args).copy()
+        for _, config in self.weights.values():
+            resolved |= config
+        return {name: resolved[name] for name in self.args.science} | {
+            "data": str(self.data),
+            "weights": self.args.weights,
+        }
+
+    def _config(self) -> dict[str, Any]:
+        """Return the content of config.json."""
         versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
-        free = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in BESIDE}
+        others = {k: v for k, v in vars(self.args).items() if k not in self.flags and k not in EXTRA}
         return {
             "command": sys.argv,
-            "flags": self.flags | free | {"data": self.args.data},
-            "data": data,
-            "parameters": parameters,
+            "flags": self.flags | others | {"data": self.args.data},
+            "data": self.trained_on,
+            "parameters": self._parameters(),
             "python": sys.version,
             "versions": versions,
             "machine": hardware.machine(self.args.device),
@@ -179,17 +190,18 @@ class Run:
         }
 
     def _compare_ranks(self) -> None:
-        """Ranks do together what these flags decide, so they have to be the same everywhere."""
-        free = ("out", "data_dir", "data", "device", *BESIDE)
-        ours = {k: v for k, v in vars(self.args).items() if k not in free}
-        ours |= {"data": self.flags["data"]}
+        """End the program where ranks have different flags: all ranks must evaluate and save in the same steps."""
+        may_differ = ("out", "data_dir", "data", "device", *EXTRA)
+        ours = {k: v for k, v in vars(self.args).items() if k not in may_differ} | {"data": self.flags["data"]}
         for rank, theirs in enumerate(ranks.objects(ours)):
-            differ = _differences(theirs, ours)
+            differ = [name for name, value in ours.items() if theirs[name] != value]
             if differ:
-                fail(f"rank {rank} was started otherwise than rank {ranks.rank()}: {'; '.join(differ)}")
+                there = ", ".join(flag_text(name, theirs[name]) for name in differ)
+                here = ", ".join(flag_text(name, ours[name]) for name in differ)
+                fail(f"rank {rank} was started with {there}, rank {ranks.rank()} with {here}. Use the same flags.")
 
     def _open(self) -> tuple[dict[str, Any] | None, bool]:
-        """Make the folder, for --fresh a new one; (last.pth if there is one, whether a finished run was evaluated)."""
+        """Make the folder, a new one for --fresh. Return last.pth, if there is one, and whether the run is evaluated."""
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         if self.args.fresh and self.folder.exists() and not restarted:
             self.lock = files.lock(self.folder / "lock")
@@ -197,43 +209,56 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = files.lock(self.folder / "lock")
         if (self.folder / "last.pth").exists():
-            hint = "; take it from a copy, or start again with --fresh, which keeps this folder under another name"
+            hint = "Take it from a copy, or start again with --fresh (the old run is kept)."
             last = checkpoints.load(self.folder / "last.pth", (self.script,), "flags", hint)
             return last, files.read_json(self.folder / "results.json").get("step") == last["step"]
-        # A run that was killed before its first save has left config.json, but no last.pth.
+        # A run that was killed before its first checkpoint has left config.json, but no last.pth.
         there = files.read_json(self.folder / "config.json").get("flags", {})
-        foreign = any(there.get(k) != v for k, v in self.flags.items() if k != "data")
+        foreign = any(there.get(name) != value for name, value in self.flags.items() if name != "data")
         weights = sorted(self.folder.glob("*.pth"))
         if foreign and weights:
-            fail(f"{weights[0]} is of another run and could be lost here: name another --out, or use --fresh")
+            fail(f"{weights[0]} belongs to another run and could be lost. Use another --out, or --fresh.")
         return None, False
 
     def _continue(self, last: dict[str, Any]) -> None:
-        differ = _differences(last["flags"], self.flags)
+        """Load the state of last.pth. End the program where flags or networks differ."""
+        differ = [name for name, value in self.flags.items() if last["flags"].get(name) != value]
         if differ:
-            ways = f"use those, another --out, or --fresh; --weights {self.folder} begins a new run with its weights"
-            fail(f"{self.folder} was made with other flags ({'; '.join(differ)}): {ways}")
+            there = ", ".join(flag_text(name, last["flags"].get(name)) for name in differ)
+            here = ", ".join(flag_text(name, self.flags[name]) for name in differ)
+            fail(
+                f"{self.folder} was trained with {there}, not {here}. To continue it, use {there}. To train again, add "
+                f"--fresh (the old run is kept) or --out NEW. To start from its weights, add --weights {self.folder}."
+            )
         try:
-            for key, thing in self.objects.items():
-                thing.load_state_dict(last[key])
+            for name, thing in self.to_continue.items():
+                thing.load_state_dict(last[name])
         except (KeyError, RuntimeError, ValueError) as error:
             misfit = first_misfit(error) or str(error)[:200]
-            fail(f"{self.folder}/last.pth is of another version of the model: use --fresh, or that version ({misfit})")
-        for key in self.KEPT:
-            setattr(self, key, last[key])
-        self.saved = self.step
+            fail(f"{self.folder}/last.pth was saved by another version ({misfit}). Use that version, or --fresh.")
+        for name in SAVED_FIELDS:
+            setattr(self, name, last.get(name, getattr(self, name)))
+        self.saved_step = self.step
 
-    def save_weights(self, name: str, model: Any, numbers: dict[str, Any]) -> None:
-        """Write the file `name`: the model, and the plain numbers that rebuild it. Rank 0 does."""
+    def save_weights(self, name: str, model: nn.Module, config: dict[str, Any]) -> None:
+        """Write the weights file `name` now, as the best so far. Later checkpoints keep it. Rank 0 writes."""
+        self.best[name] = self.step
+        self._write_weights(name, model, config)
+
+    def _write_weights(self, name: str, model: nn.Module, config: dict[str, Any]) -> None:
         if ranks.rank():
             return
+        about = {"script": self.script, "step": self.step, "data": self.data.source, "trained_on": self.trained_on}
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
-        checkpoints.save(
-            {"script": self.script, "step": self.step, **numbers, "state_dict": weights}, self.folder / name
-        )
+        checkpoints.save(about | config | {"state_dict": weights}, self.folder / name)
+
+    def load_weights(self, name: str) -> dict[str, Any]:
+        """Return the contents of a weights file of this run, or {} where there is none."""
+        path = self.folder / name
+        return checkpoints.load(path, (self.script,)) if path.exists() else {}
 
     def save_text(self, name: str, text: str) -> None:
-        """name/step_0000001.txt, and the same among TensorBoard's events. Rank 0 does."""
+        """Write name/step_0000001.txt and a TensorBoard event. Rank 0 writes."""
         if ranks.rank():
             return
         path = self.folder / f"{name}/step_{self.step:07d}.txt"
@@ -243,63 +268,71 @@ class Run:
             verbatim = textwrap.indent(text, "    ", lambda _: True)
             self.events.add_text(name, verbatim, self.step)
 
+    def save_grid(self, name: str, images: torch.Tensor, columns: int = 8, **layout) -> None:
+        """Write name/step_0000001.png of images (N, C, H, W) in [0, 1], and a TensorBoard event."""
+        path = self.folder / f"{name}/step_{self.step:07d}.png"
+        pictures.save_grid(images, path, columns, **layout)
+        if self.events and path.exists():
+            self.events.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
+
     def save(self) -> None:
-        """Write the weights files, then last.pth (whose step they have even after a kill), and draw curves.png."""
-        self.check()
-        for name, thing in self.objects.items():
+        """Write the weights files, then last.pth, then curves.png. So after a kill the weights are never the older."""
+        self._averages()
+        for name, thing in self.to_continue.items():
             values = thing.state_dict().values() if isinstance(thing, nn.Module) else ()
             if not all([value.isfinite().all() for value in values]):
-                self.diverged(f"weights of {name} are not finite")
-        self.saved = self.step
+                self._diverged(f"weights of {name} are not finite")
+        self.saved_step = self.step
         if ranks.rank():
             return
-        for name, (model, numbers) in self.weights.items():
-            self.save_weights(name, model, numbers)
-        state = {key: getattr(self, key) for key in self.KEPT}
-        states = {key: thing.state_dict() for key, thing in self.objects.items()}
-        checkpoints.save(state | states, self.folder / "last.pth")
-        if len(self.rows) > self.drawn and find_spec("matplotlib"):
-            plots.curves(self.rows, self.folder / "curves.png", self.levels)
-            self.drawn = len(self.rows)
+        for name, (model, config) in self.weights.items():
+            if name not in self.best:
+                self._write_weights(name, model, config)
+        fields = {name: getattr(self, name) for name in SAVED_FIELDS}
+        states = {name: thing.state_dict() for name, thing in self.to_continue.items()}
+        checkpoints.save(fields | states, self.folder / "last.pth")
+        if len(self.rows) > self.plotted_rows and find_spec("matplotlib"):
+            plots.curves(self.rows, self.folder / "curves.png", self.equilibrium)
+            self.plotted_rows = len(self.rows)
 
     def finished(self) -> bool:
-        """Whether training and evaluation are done, said in one line."""
+        """Return whether training and evaluation are done, and then print how to continue."""
         if self.step < self.args.steps or not self.evaluated:
             return False
-        print(f"{self.folder} is finished at step {self.step}: --steps for more, --fresh to start again")
+        print(f"{self.folder} is finished at step {self.step}. Use a larger --steps, or --fresh to train again.")
         ranks.leave()
         return True
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do. Saves at --save-every, at the end, and on Ctrl-C or SIGTERM before it stops.
+        """Yield the steps still to do. After each step write the row that is due, and the checkpoint that is due.
 
-        A step draws its noise from a generator seeded by (seed, step, rank): what is evaluated in between does not
-        matter, and a continued run needs no random state. When training is done, ranks beyond 0 end here.
+        A checkpoint is due at --save-every, at the end, and on Ctrl-C or SIGTERM. The noise of a step comes from a
+        generator seeded by (seed, step, rank), so a resumed run needs no random state and measurements change nothing.
+        Ranks beyond 0 end with the training.
         """
         if find_spec("tensorboard") and not ranks.rank():
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder, purge_step=self.step + 1)
-        steps = () if self.ending else range(self.step + 1, self.args.steps + 1)
+        steps = range(self.step + 1, self.args.steps + 1)
         self.bar = files.progress(steps, self.script, self.args.steps, self.step)
         try:
             with Signals() as signals:
                 for step in self.bar:
-                    self.step = step
-                    self.began = time.perf_counter()
+                    began = time.perf_counter()
+                    self.step, self.row_due = step, False
                     self._seed_noise()
                     yield step
-                    self.seconds += time.perf_counter() - self.began
-                    last = self.ending or step == self.args.steps
-                    stopped = ranks.largest(signals.caught)  # a signal that any rank has caught stops all
-                    if stopped or last or step % self.args.save_every == 0:
+                    self.seconds += time.perf_counter() - began
+                    if self.row_due:
+                        self._write_row()
+                    stopped = ranks.largest(signals.caught)  # a signal to any rank stops all
+                    if stopped or step == self.args.steps or step % self.args.save_every == 0:
                         self.save()
                     if stopped:
-                        files.say(f"stopped at step {step} and saved; the same command continues")
+                        files.say(f"stopped at step {step} and saved. The same command continues.")
                         ranks.leave()
                         raise SystemExit(128 + stopped)
-                    if self.ending:
-                        break
         finally:
             if self.events:
                 self.events.close()
@@ -311,114 +344,135 @@ class Run:
         if self.args.device in ("cuda", "mps"):
             getattr(torch, self.args.device).manual_seed(seed)
 
-    def due(self, every: int) -> bool:
-        """Whether what is done every so many steps is done now: it is after the last step, too."""
-        return self.step % every == 0 or self.step == self.args.steps
+    def due(self, every: int, early: bool = False) -> bool:
+        """Return whether this step is a multiple of `every`, or the last one. Then the step ends with a row.
+
+        early: also at steps 1, 2, 4, 8 ..., so that there is soon something to see. Then there is no row.
+        """
+        due = self.step % every == 0 or self.step == self.args.steps
+        if early:
+            return due or (self.step < every and self.step.bit_count() == 1)
+        self.row_due |= due
+        return due
 
     def add(self, split: str, **terms: torch.Tensor | float) -> None:
-        """Add one step's values to the averages of the next row; tensors stay on their device until then."""
+        """Add one step's values to the averages of the next row. Tensors stay on their device until then."""
         sums = self.sums.setdefault(split, {})
         for name, value in ({"n": 1} | terms).items():
             sums[name] = sums.get(name, 0) + (value.detach() if isinstance(value, torch.Tensor) else value)
 
-    def pictured(self, every: int) -> bool:
-        """Whether a grid is due: at steps 1, 2, 4, 8 ... too, so that there is soon something to see."""
-        return self.due(every) or (self.step < every and self.step.bit_count() == 1)
+    def is_best(self, split: str, term: str) -> bool:
+        """Return whether the average since the last row is lower than in all rows."""
+        sums = self.sums.get(split, {})
+        if term not in sums:
+            return False
+        before = [row[term] for row in self.rows if row["split"] == split and term in row]
+        return float(sums[term]) / sums["n"] < min(before, default=math.inf)
 
-    def save_grid(self, name: str, images: torch.Tensor, columns: int = 8, **layout) -> None:
-        """name/step_0000001.png of images in [0, 1], (N, C, H, W), and the same among TensorBoard's events."""
-        path = self.folder / f"{name}/step_{self.step:07d}.png"
-        pictures.save_grid(images, path, columns, **layout)
-        if self.events and path.exists():
-            self.events.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
-
-    def check(self) -> dict[str, dict[str, float]]:
-        """Averages since the last row. What is not finite ends the run before it is saved over something good."""
+    def _averages(self) -> dict[str, dict[str, float]]:
+        """Return the averages since the last row. A value that is not finite ends the run before it is saved."""
         sums = {split: {name: float(value) for name, value in terms.items()} for split, terms in self.sums.items()}
         if ranks.size() > 1:
-            sums = self.sums = _means(ranks.objects(sums))
+            sums = self.sums = _mean_over_ranks(ranks.objects(sums))
         averages, bad = {}, []
         for split, terms in sums.items():
             averages[split] = {name: value / terms["n"] for name, value in terms.items() if name != "n"}
             bad += [f"{split} {name} {value}" for name, value in averages[split].items() if not math.isfinite(value)]
         if bad:
-            self.diverged(", ".join(bad))
+            self._diverged(", ".join(bad))
         return averages
 
-    def diverged(self, what: str) -> NoReturn:
-        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "nothing was saved"
-        fail(f"step {self.step}: {what}; {kept} in {self.folder}. Try a lower --lr")
+    def _diverged(self, what: str) -> NoReturn:
+        kept = f"The checkpoint of step {self.saved_step} is kept" if self.saved_step else "Nothing was saved"
+        fail(f"step {self.step}: {what}. {kept} in {self.folder}. Try a lower --lr.")
 
-    def log(self) -> None:
-        """Write the averages since the last row: metrics.csv, TensorBoard, and the bar or a line."""
-        text, averages_of = [], self.check()
+    def _write_row(self) -> None:
+        """Write the averages since the last row to metrics.csv, to TensorBoard, and to the bar or a line."""
+        averages_of = self._averages()
         for split, averages in averages_of.items():
             self.rows.append({"step": self.step, "split": split} | averages)
-            text.append(f"{split} " + " ".join(f"{name} {value:.4g}" for name, value in averages.items()))
-            if self.events:
-                for name, value in averages.items():
+            for name, value in averages.items():
+                if self.events:
                     self.events.add_scalar(f"{name}/{split}", value, self.step)
-                    if f"{name}/{split}" not in self.cards.setdefault(name, []):
-                        self.cards[name].append(f"{name}/{split}")
-                        self.events.add_custom_scalars({"curves": {n: ("Multiline", c) for n, c in self.cards.items()}})
         self.sums = {}
         if ranks.rank():
             return
-        table = io.StringIO(newline="")  # all of it: a continued run leaves no row twice
+        table = io.StringIO(newline="")  # the whole table, so that a resumed run leaves no row twice
         writer = csv.DictWriter(table, dict.fromkeys(key for row in self.rows for key in row))
         writer.writeheader()
         writer.writerows(self.rows)
         files.show(self.folder / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
-        rate = self.step / (self.seconds + time.perf_counter() - self.began)
-        if getattr(self.bar, "disable", True):
-            left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
-            print(f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", left, sep=" | ", flush=True)
-        else:
-            shown = averages_of.get("train", {})  # short enough for 100 columns with speed and time left
-            self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
+        if not getattr(self.bar, "disable", True):
+            train = averages_of.get("train", {})  # short enough for 100 columns with speed and time left
+            self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in train.items()))
+            return
+        rate = self.step / self.seconds
+        text = []
+        for split, averages in averages_of.items():
+            text.append(f"{split} " + " ".join(f"{name} {value:.4g}" for name, value in averages.items()))
+        left = f"{(self.args.steps - self.step) / rate / 60:.1f} min left"
+        print(f"step {self.step}/{self.args.steps}", *text, f"{rate:.1f} steps/s", left, sep=" | ", flush=True)
+
+    def finish(self, results: dict[str, Any], meaning: dict[str, str]) -> "Run":
+        """Write results.json and print the results, as write_results does. Return the run."""
+        about = {"script": self.script, "step": self.step, "data": self.data.source, "trained_on": self.trained_on}
+        results = {"train_minutes": self.seconds / 60, **results}
+        weights = self.folder / next(iter(self.weights))
+        write_results(self.folder / "results.json", weights, about, results, meaning, self.args.data_dir)
+        return self
 
 
-def _means(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Of each term over the ranks that have it: what one of them could not measure, the others may have."""
-    found = {}
+def _mean_over_ranks(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Average each term over the ranks that measured it. A rank without the term is left out."""
+    values: dict[str, dict[str, list[float]]] = {}
     for part in parts:
         for split, terms in part.items():
             for name, value in terms.items():
-                found.setdefault(split, {}).setdefault(name, []).append(value)
-    return {split: {k: sum(values) / len(values) for k, values in terms.items()} for split, terms in found.items()}
+                values.setdefault(split, {}).setdefault(name, []).append(value)
+    return {split: {k: sum(each) / len(each) for k, each in terms.items()} for split, terms in values.items()}
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Those of the run, and of those that were made on the way the last."""
-    on_the_way = [sorted(inside.glob("*.png"))[-1:] for inside in (folder / "samples", folder / "reconstructions")]
-    return sorted(path for kind in ("png", "webp", "html") for path in folder.glob(f"*.{kind}")) + sum(on_the_way, [])
+    """Return the pictures of the run, and the last grid of each kind that was made during training."""
+    grids = [sorted(inside.glob("*.png"))[-1:] for inside in (folder / "samples", folder / "reconstructions")]
+    return sorted(path for kind in ("png", "webp", "html") for path in folder.glob(f"*.{kind}")) + sum(grids, [])
 
 
-def finish(
-    folder: Path, step: int, data: str, results: dict[str, Any], measured_on: str = "", of: Path | None = None
+def write_results(
+    path: Path,
+    weights: Path,
+    about: dict[str, Any],
+    results: dict[str, Any],
+    meaning: dict[str, str],
+    data_dir: str,
+    measured_on: str = "",
 ) -> None:
-    """Write results.json (over what it held of this step), print pictures, first numbers, and of which data they are.
+    """Write results.json, over its older values of this step, and print pictures and first results.
 
-    data: trained and, unless measured_on names other ones, measured on. of: the weights file; another one than the
-    run's own has a file of results of its own.
+    Args:
+        about: step, data and trained_on of the weights file.
+        meaning: by result a text such as "ELBO {:.2f} nats an image, the higher the better", the first ones first.
+        measured_on: the data set, where it is another one than trained_on.
     """
-    path = folder / "results.json"
-    if of and of.name not in ("vae.pth", "generator.pth", "simclr.pth"):
-        path = folder / f"results-{of.stem}.json"
-    before = files.read_json(path)
-    if before.get("step") != step:
+    folder, before = path.parent, files.read_json(path)
+    if before.get("step") != about["step"]:
         before = {}
-    results = before | {"step": step, **results, "data": data}
-    on = f"step {step}, trained and measured on {data}"
-    if not data.startswith(measured_on):
+    results = before | {"step": about["step"], **results, "data": about["trained_on"]}
+    summary = f"step {about['step']}, trained and measured on {about['trained_on']}"
+    if not about["trained_on"].startswith(measured_on):
         results["measured_on"] = measured_on
-        on = f"step {step}, trained on {data}, measured on {measured_on}"
+        summary = f"step {about['step']}, trained on {about['trained_on']}, measured on {measured_on}"
     files.write_json(path, results, files.show)
     pictures.film(folder)
     for picture in _pictures(folder):
         print(f"picture: {picture}")
-    for key in [key for key in MEANING if key in results][:4]:
-        print(f"  {MEANING[key].format(results[key])}")
+    for key in [key for key in meaning if key in results][:4]:
+        print(f"  {meaning[key].format(results[key])}")
+    if "fid" in meaning and "fid" not in results:
+        command = ["fid.py", f"{about['data']}:test", str(weights)]
+        if data_dir != "data":
+            command += ["--data-dir", data_dir]
+        print(f"FID is measured by: python {shlex.join(command)}")
     tensorboard = f"; curves: tensorboard --logdir {folder}" if any(folder.glob("events.*")) else ""
-    print(f"all numbers: {path}{tensorboard}")
-    print(f"{folder}: {on}")
+    print(f"all results: {path}{tensorboard}")
+    print(f"{folder}: {summary}")
