@@ -235,7 +235,7 @@ class Trained:
 
 
 def save_generated(samples: Iterable[Tensor], n: int, folder: Path) -> None:
-    """Write n uint8 images, samples in batches (B, C, H, W), as the grid generated.png, or more than GRID as single files."""
+    """Write n uint8 images, in batches (B, C, H, W), as the grid generated.png, or more than GRID as single files."""
     if n > GRID:
         export_images(samples, n, folder / "generated")
         return

@@ -201,7 +201,7 @@ class Run:
                 fail(f"rank {rank} was started with {there}, rank {ranks.rank()} with {here}. Use the same flags.")
 
     def _open(self) -> tuple[dict[str, Any] | None, bool]:
-        """Make the folder, a new one for --fresh. Return last.pth, if there is one, and whether the run is evaluated."""
+        """Make the folder, a new one for --fresh. Return last.pth, if any, and whether the run is evaluated."""
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         if self.args.fresh and self.folder.exists() and not restarted:
             self.lock = files.lock(self.folder / "lock")
