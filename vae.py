@@ -34,11 +34,16 @@ import common
 from plumbing.data import images
 from plumbing.run import latent
 from plumbing.run.export import export
-from plumbing.run.networks import output_shape
+from plumbing.run.networks import device_and_dtype, output_shape
 from plumbing.run.run import Run
 from plumbing.system.files import progress
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
+
+
+def stage(convolution):
+    """Return the convolution with BatchNorm and ReLU behind it."""
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True))
 
 
 class EncoderCNN(nn.Module):
@@ -46,17 +51,12 @@ class EncoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-
-        def stage(i, o):
-            convolution = nn.Conv2d(i, o, 4, 2, 1, bias=False)
-            return nn.Sequential(convolution, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-
         eighth, quarter, half = (max(1, out_channels // k) for k in (8, 4, 2))
         self.cnn = nn.Sequential(
-            stage(in_channels, eighth),  # (B, out_channels/8, H/2, W/2)
-            stage(eighth, quarter),
-            stage(quarter, half),
-            stage(half, out_channels),  # (B, out_channels, H/16, W/16)
+            stage(nn.Conv2d(in_channels, eighth, 4, 2, 1, bias=False)),  # (B, out_channels/8, H/2, W/2)
+            stage(nn.Conv2d(eighth, quarter, 4, 2, 1, bias=False)),
+            stage(nn.Conv2d(quarter, half, 4, 2, 1, bias=False)),
+            stage(nn.Conv2d(half, out_channels, 4, 2, 1, bias=False)),  # (B, out_channels, H/16, W/16)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,16 +68,11 @@ class DecoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-
-        def stage(i, o):
-            convolution = nn.ConvTranspose2d(i, o, 4, 2, 1)
-            return nn.Sequential(convolution, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-
         half, quarter, eighth = (max(1, in_channels // k) for k in (2, 4, 8))
         self.cnn = nn.Sequential(
-            stage(in_channels, half),  # (B, in_channels/2, H/8, W/8)
-            stage(half, quarter),
-            stage(quarter, eighth),
+            stage(nn.ConvTranspose2d(in_channels, half, 4, 2, 1)),  # (B, in_channels/2, H/8, W/8)
+            stage(nn.ConvTranspose2d(half, quarter, 4, 2, 1)),
+            stage(nn.ConvTranspose2d(quarter, eighth, 4, 2, 1)),
             nn.ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
         )
 
@@ -100,18 +95,16 @@ class VAE(nn.Module):
     Raises ValueError for a decoder that returns another shape.
     """
 
-    def __init__(self, features_encoder: nn.Module, features_decoder: nn.Module, in_size, z_dim: int):
+    def __init__(self, features_encoder, features_decoder, in_size, z_dim: int):
         super().__init__()
         shape = output_shape(features_encoder, in_size)
         x_hat_shape = output_shape(features_decoder, shape)
         if x_hat_shape != tuple(in_size):
             raise ValueError(f"the decoder returns images {x_hat_shape} instead of {tuple(in_size)}")
         n = math.prod(shape)
-        first = next(features_encoder.parameters(), torch.empty(0))
-        to_z = nn.Linear(n, 2 * z_dim, device=first.device, dtype=first.dtype)
-        from_z = nn.Linear(z_dim, n, device=first.device, dtype=first.dtype)
-        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), to_z)
-        self.decoder = nn.Sequential(from_z, nn.Unflatten(1, shape), features_decoder)
+        at = device_and_dtype(features_encoder)
+        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), nn.Linear(n, 2 * z_dim, **at))
+        self.decoder = nn.Sequential(nn.Linear(z_dim, n, **at), nn.Unflatten(1, shape), features_decoder)
         self.z_dim = z_dim
         self.set_likelihood("gaussian")
 
@@ -147,10 +140,9 @@ class VAE(nn.Module):
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
-        weight = next(self.parameters())
-        generator = None if seed is None else torch.Generator(weight.device).manual_seed(seed)
-        z = torch.randn(n, self.z_dim, generator=generator, device=weight.device, dtype=weight.dtype)
-        return self.decode(z).cpu()
+        at = device_and_dtype(self)
+        generator = None if seed is None else torch.Generator(at["device"]).manual_seed(seed)
+        return self.decode(torch.randn(n, self.z_dim, generator=generator, **at)).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
@@ -323,26 +315,10 @@ def to_unit_range(model: VAE, x: Tensor) -> Tensor:
     return x if model.p_x.low == 0 else (x + 1) / 2
 
 
-@torch.no_grad()
-def init_near_prior(model: VAE, x: Tensor) -> None:
-    """Initialise so that q(z|x) is near p(z), and Bernoulli outputs near the mean of uint8 images x (N, C, H, W).
-
-    With PyTorch's initialisation the first steps make all images darker. Most ReLUs next to z then stay at 0 for the
-    rest of the training. On MNIST 4 of 10 latents were used, and the ELBO after 20,000 steps was -129.2 instead of
-    -105.1 nats (tsinghua, seed 0).
-    """
-    model.encoder[-1].weight *= 0.1
-    if model.likelihood == "bernoulli":
-        last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
-        last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
-
-
 def schedule(step: int, steps: int, kind: str) -> float:
     """Return the factor of --lr in step 1 ... steps: linear warm-up, then a cosine to 0, or constant."""
-    factor = min(1, step / WARMUP)
-    if kind == "cosine":
-        factor *= (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-    return factor
+    fall = (1 + math.cos(math.pi * (step - 1) / steps)) / 2 if kind == "cosine" else 1
+    return min(1, step / WARMUP) * fall
 
 
 def kl_warmup(step: int, steps: int, arch: str) -> float:
@@ -385,7 +361,21 @@ def train(args: Namespace, device: torch.device) -> Run:
     return run.finish(evaluate_run(model, data, run.folder, args), MEANING)
 
 
-# ------------------------------------------------------------------------------------------------------ measurements
+@torch.no_grad()
+def init_near_prior(model: VAE, x: Tensor) -> None:
+    """Initialise so that q(z|x) is near p(z), and Bernoulli outputs near the mean of uint8 images x (N, C, H, W).
+
+    With PyTorch's initialisation the first steps make all images darker. Most ReLUs next to z then stay at 0 for the
+    rest of the training. On MNIST 4 of 10 latents were used, and the ELBO after 20,000 steps was -129.2 instead of
+    -105.1 nats (tsinghua, seed 0).
+    """
+    model.encoder[-1].weight *= 0.1
+    if model.likelihood == "bernoulli":
+        last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
+        last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
+
+
+# Measurements
 
 MEANING = {  # of results: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
@@ -529,7 +519,8 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
 def settings(args: Namespace, data) -> dict:
     """Return the config: all that rebuilds the model, and β. Flags that were left open are decided by the images."""
     channels, image_size = data.train.shape[1:3]
-    width = args.width or (500 if args.arch == "mlp" else 192 if image_size <= 32 else 256)
+    convolutional_width = 192 if image_size <= 32 else 256
+    width = args.width or {"mlp": 500}.get(args.arch, convolutional_width)
     likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
     if args.arch == "tsinghua" and "width" in args.typed:
         common.fail("--arch tsinghua has the layers of its table. Leave out --width.")
@@ -539,9 +530,8 @@ def settings(args: Namespace, data) -> dict:
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    config = {name: vars(args)[name] for name in ("arch", "latent_dim", "x_sigma2", "beta", "binarize")}
-    images = {"channels": channels, "image_size": image_size}
-    return config | images | {"width": width, "likelihood": likelihood}
+    config = {"channels": channels, "image_size": image_size, "width": width, "likelihood": likelihood}
+    return config | {k: vars(args)[k] for k in ("arch", "latent_dim", "x_sigma2", "beta", "binarize")}
 
 
 @common.or_fail
@@ -552,7 +542,7 @@ def build(config: dict) -> VAE:
     return model
 
 
-# -------------------------------------------------------------------------------------------- use of trained weights
+# Use of trained weights
 
 
 class AtTheMean(nn.Module):
@@ -594,7 +584,7 @@ def use(args: Namespace, device: torch.device) -> None:
         export(AtTheMean(model.cpu()), x, trained.folder / "VAE_model.pth", ranges)
 
 
-# ------------------------------------------------------------------------------------------------- the command line
+# Command line
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -602,27 +592,20 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("model")
     add("--latent-dim", type=common.count, default=10, help="dimensions of z")
     add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network")
-    width = "channels next to z, or units of mlp (default: 192, above 32 pixels 256; mlp: 500)"
-    add("--width", type=common.between(8, 2048), help=width)
-    image_size = "side in pixels (default: 32, or 64 for images that large)"
-    add("--image-size", type=common.between(1, 4096), help=image_size)
-    likelihood = "p(x|z) (default: bernoulli for grey images, else gaussian)"
-    add("--likelihood", choices=["bernoulli", "gaussian"], help=likelihood)
-    binarize = "draw each pixel, 0 or 1, from its grey value, anew in each step"
-    add("--binarize", action="store_true", help=binarize)
-    sigma = "gaussian: the variance of each value of x is this times C·H·W (Technion)"
-    add("--x-sigma2", type=common.positive, default=0.001, help=sigma)
-    beta = "weight of the KL term (beta-VAE); mlp rises to it in a quarter of the steps"
-    add("--beta", type=common.amount, default=1.0, help=beta)
+    add("--width", type=common.between(8, 2048), help="channels next to z, or units of mlp")
+    add("--image-size", type=common.between(1, 4096), help="side in pixels (default: 32, or 64)")
+    add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: by colour)")
+    add("--binarize", action="store_true", help="draw pixels, 0 or 1, from grey values in each step")
+    add("--x-sigma2", type=common.positive, default=0.001, help="gaussian: variance over C·H·W")
+    add("--beta", type=common.amount, default=1.0, help="weight of the KL term (beta-VAE)")
     add = p.group("optimisation")
-    lr_schedule = "warm-up, then a cosine to 0 at --steps, or constant"
-    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=lr_schedule)
+    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help="after warm-up")
     add = p.group("run")
     samples = "importance samples for log p(x) of all test images (default: 128, of the first 1,000)"
     add("--samples", type=common.between(1, 1_000_000), help=samples)
     add = p.group("trained weights")
-    add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
-    interpolate = "do not train: draw interpolation.png, between two image files or test images"
+    add("--eval", action="store_true", help="do not train: evaluate a run, draw its pictures again")
+    interpolate = "do not train: draw from one image file, or test image, to another"
     add("--interpolate", nargs="*", metavar="FILE", help=interpolate)
     encode = "do not train: write mu, log_sigma2 and the ELBO of each image of --data"
     add("--encode", metavar="FILE.npz", help=encode)
