@@ -270,7 +270,7 @@ class Bernoulli:
     def log_density(self, x, out):
         return (x * out - F.softplus(out)).flatten(2).sum(-1)  # (K, B) of x (B, ...) and out (K, B, ...)
 
-    def elbo(self, rec, kl, d_x):  # of the loss's terms, in nats per image
+    def elbo(self, rec, kl, _):  # of the loss's terms, in nats per image
         return -rec - kl
 
 
