@@ -80,7 +80,7 @@ def test_encodings_by_name(encoding, text, capsys):
     assert "left out" not in capsys.readouterr().err
     for flag in ("--data", "--score"):
         line = error_line(capsys, char_rnn.main, [flag, "a.txt"])
-        assert "a.txt is not UTF-8 text (byte 0x" in line and line.endswith("--encoding")
+        assert "a.txt is not UTF-8 text (byte 0x" in line and line.endswith("as in --encoding latin-1.")
 
 
 @pytest.mark.parametrize("begins", [b"<!DOCTYPE html>", b"\n <html><head>", codecs.BOM_UTF8 + b"<!doctype html>"])
@@ -131,12 +131,12 @@ def test_a_folder_without_txt_names_what_is_there(capsys):
         Path("a[b] c", name).write_text(letters(50))
     for flag in ("--data", "--score"):
         line = error_line(capsys, char_rnn.main, [flag, "a[b] c"])
-        assert "there is no .txt file in it, but 3 .md, 2 .py, 1 without an ending; name a pattern such as" in line
+        assert "there is no .txt file in it, but 3 .md, 2 .py, 1 without an ending. Use a pattern such as" in line
     assert len(texts._paths(shlex.split(line)[-1])) == 3
     for k in range(30):
         Path("a[b] c", f"file.{k}").touch()
     line = error_line(capsys, char_rnn.main, ["--data", "a[b] c"])
-    assert "3 .md, 2 .py, " in line and " and 23 other endings; name" in line and len(line) < 300
+    assert "3 .md, 2 .py, " in line and " and 23 other endings. Use" in line and len(line) < 300
 
 
 def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
@@ -147,7 +147,7 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
         text = texts.load_text(None, "data", 1, 0.1)
         if sha1 == wrong:  # without --data: loudly something else
             said = capsys.readouterr().out
-            assert "WARNING: tiny Shakespeare is not to be had" in said
+            assert "WARNING: tiny Shakespeare cannot be read" in said
             assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
             assert not list(Path("data").iterdir())
             assert "expected" in error_line(capsys, texts.load_text, "tinyshakespeare", "data", 1, 0.1)
@@ -301,15 +301,15 @@ def test_start_as_a_shell_hands_it_over(typed, chars, meant):
         (["--data", "nul.txt"], "is a binary file"),
         (
             ["--data", "latin1.txt"],
-            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3); name its encoding with --enc",
+            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3). Name its encoding, as in --enc",
         ),
         (
             ["--score", "latin1.txt"],
-            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3); name its encoding with --enc",
+            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3). Name its encoding, as in --enc",
         ),
         (
             ["--data", "latin1.txt", "--encoding", "gb2312"],
-            "is not gb2312 text (byte 0xe9 at position 3); name its enc",
+            "is not gb2312 text (byte 0xe9 at position 3). Name its enc",
         ),
         (["--data", "marked.txt"], "is not UTF-8 text (byte 0xe9 at position 6)"),
         (["--data", "marked.txt", "--encoding", "utf-8-sig"], "is not utf-8-sig text (byte 0xe9 at position 6)"),
