@@ -266,7 +266,7 @@ def test_codes_and_anomaly_scores_of_own_images(capsys, monkeypatch):
     mu, log_sigma2 = model.posterior(torch.cat([data.train, data.test])[order] / 255)
     np.testing.assert_allclose(digits["mu"], mu.detach(), atol=1e-5)
     np.testing.assert_allclose(digits["log_sigma2"], log_sigma2.detach(), atol=1e-5)
-    terms = vae.evaluate(model, torch.cat([data.train, data.test]), 1.0)
+    terms = vae.mean_losses(model, torch.cat([data.train, data.test]), 1.0)
     assert digits["elbo"].mean() == pytest.approx(-terms["loss"], rel=0.01)
     assert "a new file.npz" in error_line(capsys, vae.main, ["--encode", "digits.npz", "--weights", "run"])
 
