@@ -43,7 +43,8 @@ WARMUP = 500  # steps in which the learning rate rises to --lr
 
 def stage(convolution):
     """Return the convolution with BatchNorm and ReLU behind it."""
-    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True))
+    norm = nn.BatchNorm2d(convolution.out_channels)
+    return nn.Sequential(convolution, norm, nn.ReLU(inplace=True))
 
 
 class EncoderCNN(nn.Module):
@@ -53,10 +54,10 @@ class EncoderCNN(nn.Module):
         super().__init__()
         eighth, quarter, half = (max(1, out_channels // k) for k in (8, 4, 2))
         self.cnn = nn.Sequential(
-            stage(nn.Conv2d(in_channels, eighth, 4, 2, 1, bias=False)),  # (B, out_channels/8, H/2, W/2)
+            stage(nn.Conv2d(in_channels, eighth, 4, 2, 1, bias=False)),  # (B, o/8, H/2, W/2)
             stage(nn.Conv2d(eighth, quarter, 4, 2, 1, bias=False)),
             stage(nn.Conv2d(quarter, half, 4, 2, 1, bias=False)),
-            stage(nn.Conv2d(half, out_channels, 4, 2, 1, bias=False)),  # (B, out_channels, H/16, W/16)
+            stage(nn.Conv2d(half, out_channels, 4, 2, 1, bias=False)),  # (B, o, H/16, W/16)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,10 +71,10 @@ class DecoderCNN(nn.Module):
         super().__init__()
         half, quarter, eighth = (max(1, in_channels // k) for k in (2, 4, 8))
         self.cnn = nn.Sequential(
-            stage(nn.ConvTranspose2d(in_channels, half, 4, 2, 1)),  # (B, in_channels/2, H/8, W/8)
+            stage(nn.ConvTranspose2d(in_channels, half, 4, 2, 1)),  # (B, i/2, H/8, W/8)
             stage(nn.ConvTranspose2d(half, quarter, 4, 2, 1)),
             stage(nn.ConvTranspose2d(quarter, eighth, 4, 2, 1)),
-            nn.ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
+            nn.ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, o, H, W)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -100,22 +101,23 @@ class VAE(nn.Module):
         shape = output_shape(features_encoder, in_size)
         x_hat_shape = output_shape(features_decoder, shape)
         if x_hat_shape != tuple(in_size):
-            raise ValueError(f"the decoder returns images {x_hat_shape} instead of {tuple(in_size)}")
+            raise ValueError(f"the decoder returns {x_hat_shape} instead of {tuple(in_size)}")
         n = math.prod(shape)
         at = device_and_dtype(features_encoder)
-        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), nn.Linear(n, 2 * z_dim, **at))
-        self.decoder = nn.Sequential(nn.Linear(z_dim, n, **at), nn.Unflatten(1, shape), features_decoder)
+        to_z, from_z = nn.Linear(n, 2 * z_dim, **at), nn.Linear(z_dim, n, **at)
+        self.encoder = nn.Sequential(features_encoder, nn.Flatten(), to_z)
+        self.decoder = nn.Sequential(from_z, nn.Unflatten(1, shape), features_decoder)
         self.z_dim = z_dim
         self.set_likelihood("gaussian")
 
-    def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001, binarize: bool = False) -> None:
+    def set_likelihood(self, likelihood: str, x_sigma2=0.001, binarize=False):
         """Choose p(x|z), "bernoulli" or "gaussian". Raises ValueError for another name.
 
         x_sigma2: see Gaussian. binarize: prepare() draws each pixel, 0 or 1, from its grey value.
         """
         likelihoods = {"bernoulli": Bernoulli(), "gaussian": Gaussian(x_sigma2)}
         if likelihood not in likelihoods:
-            raise ValueError(f"there is no likelihood {likelihood}; there are {', '.join(likelihoods)}")
+            raise ValueError(f"no likelihood {likelihood}; there are bernoulli and gaussian")
         self.likelihood, self.p_x = likelihood, likelihoods[likelihood]
         self.x_sigma2, self.binarize = x_sigma2, binarize
 
@@ -204,7 +206,7 @@ class TsinghuaVAE(VAE):
         return super().reparameterize(mu, log_sigma2), mu, log_sigma2
 
 
-def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 192) -> VAE:
+def build_vae(arch: str, latent_dim: int, channels=1, image_size=32, width=192) -> VAE:
     """Return a VAE by name. width: channels next to z, or units of mlp; tsinghua has its own.
 
     Raises ValueError for images that the architecture cannot take.
@@ -212,7 +214,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
     in_size = (channels, image_size, image_size)
     if arch == "tsinghua":
         if in_size != (1, 32, 32):
-            raise ValueError(f"tsinghua takes 1x32x32 images, not {channels}x{image_size}x{image_size}")
+            raise ValueError(f"tsinghua takes 1x32x32 images, not {in_size}")
         return TsinghuaVAE(latent_dim)
     if arch == "technion":
         encoder, decoder = EncoderCNN(channels, width), DecoderCNN(width, channels)
@@ -223,7 +225,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
             decoder = nn.Sequential(decoder, nn.ZeroPad2d([-near, -far, -near, -far]))
         return VAE(encoder, decoder, in_size, latent_dim)
     if arch != "mlp":
-        raise ValueError(f"there is no architecture {arch}; there are technion, tsinghua and mlp")
+        raise ValueError(f"no architecture {arch}; there are technion, tsinghua and mlp")
 
     def dense(i, o):
         return nn.Sequential(nn.Linear(i, o), nn.ReLU(inplace=True))
@@ -268,7 +270,8 @@ class Bernoulli:
         return bce_vae_loss(x, out, mu, log_sigma2, beta, logits=True)
 
     def log_density(self, x, out):
-        return (x * out - F.softplus(out)).flatten(2).sum(-1)  # (K, B) of x (B, ...) and out (K, B, ...)
+        log_p = x * out - F.softplus(out)  # (K, B, C, H, W) from x (B, ...) and out (K, B, ...)
+        return log_p.flatten(2).sum(-1)
 
     def elbo(self, rec, kl, _):  # of the loss's terms, in nats per image
         return -rec - kl
@@ -295,8 +298,8 @@ class Gaussian:
         return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * self.x_sigma2 * d_x)
 
 
-def objective(model: nn.Module, x: Tensor, p_x: Bernoulli | Gaussian, beta: float) -> tuple[Tensor, ...]:
-    """Return (loss, reconstruction term, KL term) of a batch in the likelihood's range."""
+def objective(model: nn.Module, x: Tensor, p_x, beta: float) -> tuple[Tensor, ...]:
+    """Return (loss, reconstruction term, KL term) of a batch. p_x: the model's Bernoulli or Gaussian."""
     out, mu, log_sigma2 = model(x, logits=True)
     return p_x.loss(x, out, mu, log_sigma2, beta)
 
@@ -329,7 +332,8 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     config = settings(args, data)
-    model = build(args.begin | config).to(device)  # args.begin: the weights of --weights, if it was typed
+    # args.begin holds the weights of --weights, or nothing. build() loads them.
+    model = build(args.begin | config).to(device)
     if not args.begin:
         init_near_prior(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
@@ -381,8 +385,8 @@ MEANING = {  # of results: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
     "log_px": "log p(x) at least {:.2f} nats, the higher the better",
     "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
+    "fd_lenet": "FD-LeNet {:.3g}, the lower the better (LeNet's features, not FID)",
+    "class_entropy": "class entropy {:.3f} nats of the samples; ten equal classes have 2.303",
 }
 
 
@@ -397,7 +401,8 @@ def mean_losses(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
     torch.manual_seed(0)  # the next training step seeds its own noise, in Run.steps
     sums = 0
     for batch in progress(x.split(500), "ELBO", math.ceil(len(x) / 500)):
-        sums += len(batch) * torch.stack(objective(model, prepare(model, batch), model.p_x, beta))
+        terms = objective(model, prepare(model, batch), model.p_x, beta)
+        sums += len(batch) * torch.stack(terms)
     return dict(zip(("loss", "rec", "kl"), (sums / len(x)).tolist(), strict=True))
 
 
@@ -498,7 +503,8 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
 
     # The bound on log p(x) costs 128 passes an image: of the first 1,000 images, unless --samples asks for all.
     x, n_samples = (data.test, args.samples) if args.samples else (data.test[:1000], 128)
-    results |= {"log_px": log_px(model, x, n_samples), "log_px_images": len(x), "log_px_samples": n_samples}
+    results["log_px"] = log_px(model, x, n_samples)
+    results |= {"log_px_images": len(x), "log_px_samples": n_samples}
     grid, columns = reconstructions(model, data.test)
     common.save_grid(grid, folder / "reconstructions.png", columns, pairs=True)
     results["active_units"] = active_units(model, data.test)
@@ -525,19 +531,21 @@ def settings(args: Namespace, data) -> dict:
     if args.arch == "tsinghua" and "width" in args.typed:
         common.fail("--arch tsinghua has the layers of its table. Leave out --width.")
     if args.arch == "technion" and args.batch_size == 1 and image_size <= 16:
-        common.fail("BatchNorm over maps of one pixel needs at least 2 images. Use --batch-size 2 or more.")
+        common.fail("BatchNorm over maps of one pixel needs 2 images. Use a larger --batch-size.")
     if "x_sigma2" in args.typed and likelihood == "bernoulli":
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    config = {"channels": channels, "image_size": image_size, "width": width, "likelihood": likelihood}
-    return config | {k: vars(args)[k] for k in ("arch", "latent_dim", "x_sigma2", "beta", "binarize")}
+    names = ("arch", "latent_dim", "x_sigma2", "beta", "binarize")
+    config = {name: vars(args)[name] for name in names} | {"width": width, "likelihood": likelihood}
+    return config | {"channels": channels, "image_size": image_size}
 
 
 @common.or_fail
 def build(config: dict) -> VAE:
     """Return the model of a config, or of a weights file, whose weights are loaded then."""
-    model = build_vae(*(config[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
+    names = ("arch", "latent_dim", "channels", "image_size", "width")
+    model = build_vae(*(config[name] for name in names))
     model.set_likelihood(config["likelihood"], config["x_sigma2"], config["binarize"])
     return model
 
@@ -569,9 +577,12 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.generate:
         common.save_generated(draw_samples(model, args.n, args.seed), args.n, trained.folder)
     if args.interpolate is not None:
-        x = trained.read(args.interpolate) if args.interpolate else images.one_of_each(trained.data())
+        if args.interpolate:
+            x = trained.read(args.interpolate)
+        else:
+            x = images.one_of_each(trained.data())
         if len(x) < 2:
-            common.fail("there is only one held-out image. Name two image files after --interpolate.")
+            common.fail("there is one held-out image only. Name two image files: --interpolate A B")
         path = trained.folder / "interpolation.png"
         draw_interpolation(model, x, path)
         print(path)
