@@ -556,7 +556,7 @@ def test_a_tiny_run(script, monkeypatch, capsys):
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     monkeypatch.setattr("torchvision.models.resnet18", small_resnet)
     for module in (vae, simclr):
-        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+        monkeypatch.setattr(module, "evaluate_run", lambda *_: {})
     argv = [*RUNS[script], "--steps", "4", "--save-every", "2", "--deterministic"]
     script.main([*argv, "--out", "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 import fid
 import vae
 from plumbing.run import run as run_module
-from tests.helpers import batch, error_line, image, last_of, picture, results_of, same, stop_after
+from tests.helpers import NoJudge, batch, error_line, image, last_of, picture, results_of, same, stop_after
 
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
 
@@ -151,7 +151,7 @@ def test_the_curves_share_one_objective(monkeypatch):
 
 
 def test_a_run_from_start_to_export(capsys, monkeypatch):
-    monkeypatch.setattr(fid, "Judge", lambda *_: lambda draw: {})  # noqa: ARG005
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     vae.main([*TINY, "--steps", "30", "--log-every", "10", "--sample-every", "20"])
     folder = Path("runs/vae-digits-batch-size-8-latent-dim-2-arch-mlp-image-size-16")
     said = capsys.readouterr().out
