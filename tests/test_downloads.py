@@ -108,7 +108,7 @@ def test_bad_servers(kind, capsys, monkeypatch):
     try:
         monkeypatch.setitem(texts.GIT_FILES, "tinyshakespeare", (sha1, f"{address}/{kind}"))
         line = told(capsys, char_rnn.main, ["--data", "tinyshakespeare"])
-        assert f"{address}/{kind}: " in line and "copy the text to data/tinyshakespeare.txt" in line
+        assert f"{address}/{kind}: " in line and "Copy the text to data/tinyshakespeare.txt" in line
         assert not list(Path("data").iterdir())
         if kind not in ("other", "empty"):  # a text without a checksum can be anything
             assert f"{address}/{kind}: " in told(capsys, char_rnn.main, ["--data", f"{address}/{kind}"])

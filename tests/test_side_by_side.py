@@ -223,8 +223,9 @@ def test_no_set_no_network_no_scikit_learn(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(images, "find_spec", lambda _: None)
     line = error_line(capsys, images.load_images, None, "mnist", "data", None)
-    assert "data/: MNIST/raw/ with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-" in line
-    assert "nor is scikit-learn installed" in line and "going on" not in line
+    assert "copy train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-" in line
+    assert "into data/MNIST/raw/" in line
+    assert "To use scikit-learn's digits instead, type: pip install" in line and "used instead" not in line
     assert "pip install scikit-learn" in error_line(capsys, images.load_images, "digits", "mnist", "data", None)
 
 

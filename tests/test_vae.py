@@ -206,7 +206,7 @@ def test_eval_never_measures_on_other_data(tmp_path, capsys):
         image(tmp_path / f"set/{i}.png", seed=i)
     vae.main(["--data", "set", "--steps", "1", "--arch", "mlp", "--latent-dim", "1"])
     image(tmp_path / "set/another.png", seed=99)  # splits anew: what was trained on could be held out now
-    assert "not from set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
+    assert "not on set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
 
 
 @pytest.mark.parametrize(("arch", "factors"), [("mlp", [0.5, 1, 1, 1, 1, 1, 1, 1]), ("technion", [1] * 8)])
