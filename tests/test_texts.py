@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import io
 import os
 import random
 import shlex
@@ -39,6 +40,7 @@ def test_text_is_cleaned_and_split(capsys):
     decoded = "".join(text.chars[i] for i in torch.cat([text.train, text.test]))
     assert decoded == "onetwo" + "one twö " * 10
     assert str(texts.load_text(".", "data", 5, 0.25)) == str(text) and text.name == "text"
+    assert text.source == "*.txt" and str(texts.load_text(text.source, "data", 5, 0.25)) == str(text)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +150,11 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
         if sha1 == wrong:  # without --data: loudly something else
             said = capsys.readouterr().out
             assert "WARNING: tiny Shakespeare cannot be read" in said
-            assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
+            assert "not the expected text" in said and text.name == text.source == "python"
+            assert ", a substitute" in text.note
             assert not list(Path("data").iterdir())
             assert "expected" in error_line(capsys, texts.load_text, "tinyshakespeare", "data", 1, 0.1)
+    assert text.source == "tinyshakespeare"
     assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
     monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
     assert str(texts.load_text(None, "data", 1, 0.1)) == str(text)
@@ -286,6 +290,67 @@ def test_messages_end(capsys):
 )
 def test_start_as_a_shell_hands_it_over(typed, chars, meant):
     assert texts.start_of_writing(typed, chars) == meant
+
+
+def own_output(monkeypatch, descriptor: int):
+    """Make a file with an ASCII encoding the standard output of this process."""
+    out = open(descriptor, "w", encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "__stdout__", out)
+    return out
+
+
+def interrupted():
+    yield "once"
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("has_gone", [True, False])
+def test_a_reader_that_has_gone_and_ctrl_c_end_the_printing(has_gone, monkeypatch):
+    reader, writer = os.pipe()
+    out = own_output(monkeypatch, writer)
+    if has_gone:
+        os.close(reader)
+    texts.print_as_it_comes(["once", " more"] if has_gone else interrupted())
+    out.write("the rest goes nowhere")
+    out.close()
+    if not has_gone:
+        assert os.read(reader, 99) == b"once"
+        os.close(reader)
+
+
+def test_printed_text_is_utf8(monkeypatch):
+    reader, writer = os.pipe()
+    out = own_output(monkeypatch, writer)
+    texts.print_as_it_comes(["caf", "\u00e9"])
+    assert os.read(reader, 9) == "caf\u00e9".encode()  # although nothing was closed: each piece is flushed
+    out.close()
+    os.close(reader)
+
+
+def test_full_and_closed_standard_output_get_one_line(capsys, monkeypatch):
+    out = own_output(monkeypatch, os.open("/dev/full", os.O_WRONLY))
+    line = error_line(capsys, texts.print_as_it_comes, ["once"])
+    assert "standard output cannot be written to (No space left on device)" in line
+    with pytest.raises(OSError, match="No space"):
+        out.close()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert "standard output is closed" in error_line(capsys, texts.print_as_it_comes, ["once"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError, OSError(28, "No space left on device")])
+def test_what_ends_the_printing_is_the_callers_where_standard_output_is(error, monkeypatch):
+    out = io.StringIO()  # has no reconfigure
+    monkeypatch.setattr(sys, "stdout", out)
+
+    def ending():
+        yield "once"
+        raise error
+
+    kind = error if isinstance(error, type) else type(error)
+    with pytest.raises(kind):
+        texts.print_as_it_comes(ending())
+    assert out.getvalue() == "once"
 
 
 @pytest.mark.parametrize(

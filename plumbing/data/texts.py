@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plumbing.system import files, process, ranks
+from plumbing.system import files, ranks
 from plumbing.system.process import fail
 
 PIECE = 1 << 20  # characters
@@ -296,6 +296,7 @@ class Text(NamedTuple):
     """
 
     name: str
+    source: str  # the value of --data that loads this text again
     train: Tensor  # uint8, int16 or int32 (N,)
     test: Tensor
     chars: str
@@ -351,7 +352,7 @@ def load_text(
         test = train
         note += ", measured on the training text"
     name = "-".join(re.findall(r"\w+", Path(source).stem)) or "text"
-    return Text(name, train, test, chars, crc(text), note)
+    return Text(name, source, train, test, chars, crc(text), note)
 
 
 def start_of_writing(start: str | None, chars: str) -> str:
@@ -372,18 +373,27 @@ def start_of_writing(start: str | None, chars: str) -> str:
 
 
 def print_as_it_comes(pieces: Iterable[str]) -> None:
-    """To standard output, piece by piece; for a program one line where it is closed or full, and none on Ctrl-C."""
-    if not process.is_program():
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        return
+    """Print the pieces on standard output, each as soon as it is there.
+
+    If standard output is the process's own, Ctrl-C and a reader that has gone (as in `| head`) end the printing
+    quietly. A closed or full standard output then ends the program with one line. If a caller has replaced
+    standard output, every exception is the caller's.
+    """
     if sys.stdout is None:
-        fail("standard output is closed")
-    sys.stdout.reconfigure(encoding="utf-8")
+        fail("standard output is closed. Write to a file with > FILE.")
+    is_own = sys.stdout is sys.__stdout__
+    if is_own and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
-    except (BrokenPipeError, KeyboardInterrupt):  # the reader has enough; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, KeyboardInterrupt):
+        if not is_own:
+            raise
+        # Otherwise the rest of the buffer would raise BrokenPipeError again at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
     except OSError as error:
-        fail(f"standard output: {error.strerror}")
+        if not is_own:
+            raise
+        fail(f"standard output cannot be written to ({error.strerror}). Write to another file with > FILE.")
