@@ -11,13 +11,13 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 from filelock import FileLock, Timeout
 
-SLOWEST = 1e4  # bytes per second that a server has to send, after its first minute
 _unwritable: set[Path] = set()  # files that `show` has warned of
 
 
@@ -176,26 +176,22 @@ def move_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def _fetch(url: str, part: Path, title: str) -> None:
-    """Raises OSError and whatever urllib and http.client raise."""
-    with urllib.request.urlopen(url) as response, open(part, "wb") as file:
-        size = response.headers.get("Content-Length")
-        began, done = time.monotonic(), 0
-        for piece in progress(iter(lambda: response.read1(1 << 16), b""), title, None):
+def _fetch(url: str, file: BinaryIO) -> None:
+    """Download `url` into `file`. Unlike torch.hub, notice a connection that is cut where no SHA-256 is known."""
+    with urllib.request.urlopen(url) as response:
+        pieces = iter(partial(response.read1, 1 << 16), b"")
+        for piece in progress(pieces, url, None):
             file.write(piece)
-            done += len(piece)
-            if done < SLOWEST * (time.monotonic() - began - 60):
-                raise OSError("it sends less than 10 kB a second")
-    if size and done != int(size):
-        raise OSError(f"it was cut off after {done:,} of {int(size):,} bytes")
+        size = response.headers["Content-Length"]
+    if size and file.tell() != int(size):
+        raise OSError(f"the connection was cut after {file.tell():,} of {int(size):,} bytes")
 
 
 def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -> None:
-    """`path` from the first address that gives what `check` accepts (it raises ValueError), whole or not at all.
+    """Download `path`, whole or not at all, from the first address whose file passes `check`.
 
-    Raises OSError that says of every address what was wrong. A server may be silent for half a minute (common.setup).
+    `check` raises ValueError. If every address fails, raises OSError with the reason for each one.
     """
-    part = path.with_name(f"{path.name}.part")
     reasons = []
     with one_at_a_time(path):
         if path.exists():
@@ -203,14 +199,10 @@ def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -
         for url in urls:
             say(f"fetching {url}", sys.stderr)
             try:
-                _fetch(url, part, path.name)
-                check(part)
-                os.replace(part, path)
+                write_whole(path, partial(_fetch, url), check)
                 return
             except Exception as error:  # urllib, http.client and `check` have no common one
                 reasons.append(f"{url}: {str(error) or type(error).__name__}")
-            finally:
-                part.unlink(missing_ok=True)
     raise OSError("; ".join(reasons))
 
 
