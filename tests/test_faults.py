@@ -127,7 +127,7 @@ def test_two_processes_in_one_folder(capsys, monkeypatch):
     assert f"in use by process {first.pid}" in told(capsys, vae.main, [*SMALL, "--steps", "1000001", "--fresh"])
     first.kill()
     first.wait()
-    assert str(first.pid) in Path("run/lock").read_text()  # a lock that nobody holds any more
+    assert str(first.pid) in Path("run/lock.txt").read_text()  # nobody holds the lock any more
     step = last_of("run")["step"]
     monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", str(step + 1)])
