@@ -14,27 +14,26 @@ from plumbing.run import run as run_module
 def test_grid_is_the_images_enlarged():
     torch.manual_seed(0)
     x = torch.rand(7, 1, 6, 5)
-    drawn = np.asarray(pictures.grid(x, 3))
-    times = 500 // 19 + 1
-    assert drawn.shape == (times * 22, times * 19, 3)
-    drawn = drawn[::times, ::times]
-    assert (np.repeat(np.repeat(drawn, times, 0), times, 1) == np.asarray(pictures.grid(x, 3))).all()
+    grid = np.asarray(pictures.grid(x, 3))
+    zoom = 500 // 19 + 1
+    assert grid.shape == (zoom * 22, zoom * 19, 3)
+    pixels = grid[::zoom, ::zoom]
+    assert (np.repeat(np.repeat(pixels, zoom, 0), zoom, 1) == grid).all()
     for k in range(9):
         row, column = divmod(k, 3)
-        tile = drawn[1 + 7 * row : 7 + 7 * row, 1 + 6 * column : 6 + 6 * column, 1]
+        tile = pixels[1 + 7 * row : 7 + 7 * row, 1 + 6 * column : 6 + 6 * column, 1]
         expected = (x[k, 0] * 255).round().byte().numpy() if k < 7 else np.zeros((6, 5))
         assert (tile == expected).all()
-    assert not drawn[0].any() and not drawn[:, 0].any() and not drawn[7].any()
+    assert not pixels[0].any() and not pixels[:, 0].any() and not pixels[7].any()
 
 
 def test_grid_sets_off_columns_and_pairs():
     x = torch.ones(8, 3, 4, 300)
-    drawn = np.asarray(pictures.grid(x, 2, set_off=(0,), pairs=True, labels=("a", "b")))
-    assert drawn.shape == (16 + 4 * 5 + 1 + 75, 2 * 301 + 1 + 75, 3) and drawn[:16].any()
-    below = drawn[16:]
-    assert (below[1:5, 302:376] == 128).all() and (
-        below[11:85, :] == 128
-    ).all()  # beside column 0, under the first pair
+    grid = np.asarray(pictures.grid(x, 2, set_off=(0,), pairs=True, labels=("a", "b")))
+    assert grid.shape == (16 + 4 * 5 + 1 + 75, 2 * 301 + 1 + 75, 3) and grid[:16].any()
+    below = grid[16:]
+    assert (below[1:5, 302:376] == 128).all()  # the gap beside column 0
+    assert (below[11:85, :] == 128).all()  # the gap under the first pair
     assert (below[1:5, 1:301] == 255).all() and (below[86:90, 377:677] == 255).all()
 
 
@@ -42,7 +41,7 @@ def test_film_is_small_and_holds_its_last_frame():
     rng = np.random.default_rng(0)
     Path("run/samples").mkdir(parents=True)
     pictures.film(Path("run"))
-    assert not Path("run/samples.webp").exists()  # of nothing there is no film
+    assert not Path("run/samples.webp").exists()  # there are no grids
     for step in range(1, 61):
         noise = rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
         Image.fromarray(noise).save(f"run/samples/step_{step:07d}.png")
@@ -65,7 +64,8 @@ def test_film_of_damaged_and_of_older_grids(capsys):
         assert film.n_frames == 3 and film.size == (120, 120)
     Path("run/samples/step_0000001.png").write_bytes(b"no picture")
     pictures.film(Path("run"))
-    assert "no film of the samples" in capsys.readouterr().out
+    line = capsys.readouterr().out
+    assert line.startswith("There is no film of the samples (") and "step_0000001.png" in line
 
 
 def test_pictures_come_early():
@@ -73,6 +73,6 @@ def test_pictures_come_early():
     run.args = argparse.Namespace(steps=45)
     shown = []
     for run.step in range(1, 46):
-        if run.pictured(10):
+        if run.due(10, early=True):
             shown.append(run.step)
     assert shown == [1, 2, 4, 8, 10, 20, 30, 40, 45]

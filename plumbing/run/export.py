@@ -1,96 +1,98 @@
-"""Files for other programs: a trained model as TorchScript (courses) and torch.export."""
+"""Files for other programs: a model as TorchScript and torch.export, an .npz of what a model computes for images."""
 
+import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from plumbing.run.checkpoints import save
+from plumbing.data import images, pixels
 from plumbing.system import files
 from plumbing.system.process import fail
 
-
-def _tensors(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return made if isinstance(made, tuple) else (made,)
+TOLERANCE = 1e-4  # largest difference between the model and an exported file
 
 
 def export(model: nn.Module, x: Tensor, path: Path, ranges: str) -> None:
-    """Write `path` (TorchScript) and its .pt2 (torch.export), read both back and hold them against the model.
+    """Write the model to `path` (TorchScript) and to its neighbour .pt2 (torch.export), and print both.
 
-    x: an example batch (B, ...), B of at least 3, for a model in eval mode; the exported ones take any batch size.
-    ranges: what it takes and gives, in words.
+    The model is in eval mode. It maps x, an example batch (B, ...) with B >= 3, to a tensor or a tuple of tensors. The
+    exported models take any batch size. `ranges` describes inputs and outputs, such as
+    "z ~ N(0, I) -> images in [-1, 1]". The model's memory format becomes contiguous.
+
+    Both files are read back and compared with the model. A difference of 1e-4 or more ends the program.
     """
-    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is what the courses hand in
-    model = model.to(memory_format=torch.contiguous_format)  # torch.export warns of others
-    traced = torch.jit.trace(model, x[:2], check_trace=False)
-    files.write_whole(path, lambda file: torch.jit.save(traced, file))  # by a path, a full disk would abort the process
+    # torch.export warns of other memory formats.
+    model = model.to(memory_format=torch.contiguous_format)
+    # PyTorch calls TorchScript deprecated, and courses ask for it.
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+    example = x[:2]  # x itself has another batch size
+    traced = torch.jit.trace(model, example, check_trace=False)
+    # With a path instead of a file, torch.jit.save aborts the process when the disk is full.
+    files.write_whole(path, partial(torch.jit.save, traced))
+
     archive = path.with_suffix(".pt2")
-    exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    files.write_whole(archive, lambda file: torch.export.save(exported, file))
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    files.write_whole(archive, partial(torch.export.save, exported))
 
-    shape = ", ".join(["B", *map(str, x.shape[1:])])
     print(f"{path.stem}: {ranges}")
-    for file, again in ((path, torch.jit.load(path)), (archive, torch.export.load(archive).module())):
-        with torch.no_grad():
-            pairs = zip(_tensors(model(x)), _tensors(again(x)), strict=True)
-            error = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
-        if not error < 1e-4:
-            fail(f"{file} differs from the model by {error:.1e}")
-        print(f"{file}: ({shape}) in, within {error:.0e} of the model")
+    _compare(path, torch.jit.load(path), model, x)
+    _compare(archive, torch.export.load(archive).module(), model, x)
 
 
-class AtTheMean(nn.Module):
-    """Images -> (reconstruction from z = μ, μ, log σ²) of a VAE: without noise, so the same each time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mu, log_sigma2 = self.model.posterior(x)
-        return self.model.decode(mu), mu, log_sigma2
-
-
-def some_images(numbers: dict) -> Tensor:
-    """Three of random pixels in [0, 1], of the channels and size that a weights file names."""
-    return torch.rand(3, numbers["channels"], numbers["image_size"], numbers["image_size"])
+def _compare(path: Path, exported: nn.Module, model: nn.Module, x: Tensor) -> None:
+    """Print the largest difference between both modules' outputs, or end the program because of it."""
+    pairs = zip(_outputs(model, x), _outputs(exported, x), strict=True)
+    error = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+    if not error < TOLERANCE:  # also for nan
+        wrong = f"{path} differs from the model by {error:.1e}"
+        advice = "Delete it and export with another version of PyTorch"
+        fail(f"{wrong}, more than {TOLERANCE:.0e}. {advice}.")
+    shape = ", ".join(["B", *map(str, x.shape[1:])])
+    print(f"{path}: ({shape}) in, within {error:.0e} of the model")
 
 
-def export_vae(model: nn.Module, numbers: dict, path: Path) -> None:
-    """export() of vae.py's model at z = μ."""
-    low = 0 if model.likelihood == "bernoulli" else -1
-    ranges = f"images in [{low}, 1] -> (reconstructions in [{low}, 1], mu, log sigma^2)"
-    export(AtTheMean(model), some_images(numbers), path, ranges)
+@torch.no_grad()
+def _outputs(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Return model(x) as a tuple."""
+    outputs = model(x)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def export_generator(G: nn.Module, path: Path) -> None:
-    """export() of dcgan.py's G."""
-    export(G, torch.randn(3, G.z_dim), path, "z ~ N(0, I) -> images in [-1, 1]")
+@torch.no_grad()
+def write_npz(
+    path: Path,
+    describe: Callable[[Tensor], dict[str, Tensor]],
+    source: str,
+    data_dir: str,
+    image_size: int,
+    channels: int,
+) -> None:
+    """Write what describe(uint8 images (n, C, S, S)) returns for all images of `source`, with `labels` and `names`.
 
-
-def export_discriminator(D: nn.Module, numbers: dict, path: Path) -> None:
-    """export() of dcgan.py's D."""
-    export(D, 2 * some_images(numbers) - 1, path, "images in [-1, 1] -> logits, above 0 for data")
-
-
-def export_encoder(encoder: nn.Module, numbers: dict, folder: Path) -> None:
-    """export() of simclr.py's Encoder, and the weights of its f under torchvision's names."""
-    ranges = "images (B, 3, S, S) in [0, 1] -> h, of length 1"
-    export(encoder, some_images(numbers | {"channels": 3}), folder / "SimCLR_encoder.pth", ranges)
-    export_resnet(encoder.f, numbers["encoder"], ("maxpool",), folder / f"{numbers['encoder']}.pth")
-
-
-def export_resnet(f: nn.Sequential, name: str, without: tuple[str, ...], path: Path) -> None:
-    """Write the weights of f, torchvision's resnet18 or resnet50 as a Sequential without some layers and without fc, as
-    a state dict with torchvision's names."""
-    places = [place for place, _ in getattr(torchvision.models, name)().named_children() if place not in without]
-    renamed = {}
-    for key, value in f.state_dict().items():
-        place, rest = key.split(".", 1)
-        renamed[f"{places[int(place)]}.{rest}"] = value
-    save(renamed, path)
-    conv1 = f[places.index("conv1")]
-    there_is_no = ", ".join([*without, "fc"])
-    print(f"{path}: torchvision's names for {name}; conv1 is {conv1}, there is no {there_is_no}")
+    describe: returns tensors (n, ...) by name. channels: C, 1 or 3. names: the files, or such as test/00017. End the
+    program where an image set cannot be read or the file cannot be written.
+    """
+    if path.suffix != ".npz" or path.exists() or not os.access(path.parent, os.W_OK):
+        fail(f"{path} cannot be written. Name a new file.npz in a folder that can be written to.")
+    parts: dict[str, list[np.ndarray]] = {}
+    labels, names, in_colour = [], [], False
+    try:
+        for x, some_labels, some_names in images.labelled(source, data_dir, image_size):
+            in_colour |= x.shape[1] > channels
+            for name, value in describe(pixels.with_channels(x, channels)).items():
+                parts.setdefault(name, []).append(value.cpu().numpy())
+            labels += some_labels
+            names += some_names
+        arrays = {name: np.concatenate(values) for name, values in parts.items()}
+        everything = arrays | {"labels": np.array(labels), "names": np.array(names)}
+        files.write_whole(path, lambda file: np.savez(file, **everything))
+    except (images.DataError, OSError, ValueError) as error:
+        fail(error)
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    print(f"{path}: {shapes} of {source}" + ", in grey, as the network was trained on" * in_colour)

@@ -1,4 +1,4 @@
-"""What every script does with its network: build it from plain numbers, look at it without a trace."""
+"""Build a network from its config, or evaluate a network and leave it unchanged."""
 
 import hashlib
 import re
@@ -12,71 +12,86 @@ from torch import nn
 from plumbing.system import hardware
 from plumbing.system.process import fail
 
-
-def no_model(error: Exception) -> NoReturn:
-    """End the program where flags, or what a weights file holds, make no model: one line, what to do in front."""
-    if hardware.out_of_memory(error):
-        raise error
-    other_code = "these weights are of another version of the code: take that version, or train again"
-    if isinstance(error, KeyError):
-        fail(f"{other_code} (there is no {error})")
-    misfit = first_misfit(error)
-    fail(f"{other_code} ({misfit})" if misfit else error)
+# Raised by constructors and load_state_dict for a config or for weights that make no model.
+BUILD_ERRORS = (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 
 
-def or_fail(make: Callable) -> Callable:
-    """Decorates a script's build(numbers): loads weights that numbers hold; what makes no model ends the program."""
+def or_fail(build: Callable) -> Callable:
+    """Decorate a script's build(config) -> model, which may take more arguments.
 
-    @wraps(make)
-    def build(numbers: dict, *kind) -> nn.Module:
+    The decorated function also loads config["state_dict"], where there is one, and sets the channels-last memory
+    format. It ends the program with one line if the config makes no model or the weights do not fit.
+    """
+
+    @wraps(build)
+    def build_or_fail(config: dict, *args) -> nn.Module:
         try:
-            model = make(numbers, *kind)
-            if "state_dict" in numbers:
-                model.load_state_dict(numbers["state_dict"])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            no_model(error)
+            model = build(config, *args)
+            if "state_dict" in config:
+                model.load_state_dict(config["state_dict"])
+        except BUILD_ERRORS as error:
+            _fail(error)
         return model.to(memory_format=torch.channels_last)
 
-    return build
+    return build_or_fail
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End the program with what is wrong with a config or with weights. Lack of memory is raised again."""
+    if hardware.out_of_memory(error):
+        raise error
+    if isinstance(error, KeyError):
+        fail(f"The weights file has no {error}. Use weights of this version, or train again.")
+    misfit = first_misfit(error)
+    if misfit:
+        advice = "Leave out the flags that change the network, or use weights of this version"
+        fail(f"The weights do not fit this network ({misfit}). {advice}.")
+    fail(error)
+
+
+def first_misfit(error: Exception) -> str:
+    """Return the first entry of the list that load_state_dict raises, "" for another error."""
+    entry = r'(Missing|Unexpected) key\(s\) in state_dict: "[^"]+"|size mismatch for [^:]+'
+    match = re.search(entry, str(error))
+    return match[0].replace("(s) in state_dict:", "") if match else ""
 
 
 def in_eval_mode(function: Callable) -> Callable:
-    """Decorates what only looks at its first argument, a network: without gradients, in eval mode; then as it was."""
+    """Decorate function(net, ...), which only evaluates the net.
+
+    The decorated function runs without gradients and with the net in eval mode. Afterwards each module of the net is
+    in the mode it was in before.
+    """
 
     @wraps(function)
-    def looking(net: nn.Module, *args, **kwargs):
+    def evaluate(net: nn.Module, *args, **kwargs):
         modes = [(module, module.training) for module in net.modules()]
         net.eval()
         with torch.no_grad():
-            seen = function(net, *args, **kwargs)
-        for module, training in modes:  # each its own: a part can be frozen in eval mode
+            result = function(net, *args, **kwargs)
+        for module, training in modes:  # not net.train(): a part can be frozen in eval mode
             module.training = training
-        return seen
+        return result
 
-    return looking
+    return evaluate
 
 
 def device_and_dtype(net: nn.Module) -> dict:
-    """Device and dtype of its parameters."""
+    """Return {"device": ..., "dtype": ...} of the net's first parameter, PyTorch's defaults where it has none."""
     parameter = next(net.parameters(), torch.empty(0))
     return {"device": parameter.device, "dtype": parameter.dtype}
 
 
 @in_eval_mode
 def output_shape(net: nn.Module, in_size: Sequence[int]) -> tuple[int, ...]:
-    """Of one input of this shape, without the batch; the net stays as it is, BatchNorm's statistics included."""
-    return tuple(net(torch.zeros(1, *in_size, **device_and_dtype(net))).shape[1:])
+    """Return the shape of net(x) for one x of shape in_size, both without the batch."""
+    x = torch.zeros(1, *in_size, **device_and_dtype(net))
+    return tuple(net(x).shape[1:])
 
 
-def fingerprint(f: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer, its first 16 digits."""
+def fingerprint(net: nn.Module) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, value in f.state_dict().items():
+    for name, value in net.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def first_misfit(error: Exception) -> str:
-    """Of the list that load_state_dict raises, the first entry; nothing where the error is another one."""
-    found = re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "[^"]+"|size mismatch for [^:]+', str(error))
-    return found[0].replace("(s) in state_dict:", "") if found else ""
