@@ -122,7 +122,7 @@ def test_log_px_of_a_linear_gaussian_model():
     linear, variance = model.decoder[0], 0.1 * 4
     x = torch.randint(0, 256, (200, 1, 2, 2), dtype=torch.uint8)
     cov = linear.weight @ linear.weight.T + variance * torch.eye(4)
-    exact = MultivariateNormal(linear.bias, cov).log_prob(vae.scale(model, x).flatten(1)).mean().item()
+    exact = MultivariateNormal(linear.bias, cov).log_prob(vae.prepare(model, x).flatten(1)).mean().item()
     gain = linear.weight.T @ torch.linalg.inv(cov)  # E[z|x] = Wᵀ (W Wᵀ + s² I)⁻¹ (x − b)
 
     def roughly(v):
@@ -556,7 +556,7 @@ def test_a_tiny_run(script, monkeypatch, capsys):
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     monkeypatch.setattr("torchvision.models.resnet18", small_resnet)
     for module in (vae, simclr):
-        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+        monkeypatch.setattr(module, "evaluate_run", lambda *_: {})
     argv = [*RUNS[script], "--steps", "4", "--save-every", "2", "--deterministic"]
     script.main([*argv, "--out", "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -73,6 +73,6 @@ def test_pictures_come_early():
     run.args = argparse.Namespace(steps=45)
     shown = []
     for run.step in range(1, 46):
-        if run.pictured(10):
+        if run.due(10, early=True):
             shown.append(run.step)
     assert shown == [1, 2, 4, 8, 10, 20, 30, 40, 45]

@@ -321,6 +321,7 @@ class Run:
                 for step in self.bar:
                     began = time.perf_counter()
                     self.step, self.row_due = step, False
+                    self.due(self.args.log_every)  # every script has rows, also one that measures nothing then
                     self._seed_noise()
                     yield step
                     self.seconds += time.perf_counter() - began
