@@ -23,7 +23,7 @@ from plumbing.run.networks import in_eval_mode, or_fail  # noqa: F401
 from plumbing.run.pictures import export_images, save_grid, to_uint8
 from plumbing.run.run import write_results
 from plumbing.system import files, hardware, ranks
-from plumbing.system.flags import Parser, amount, between, count, natural, positive, share  # noqa: F401
+from plumbing.system.flags import Parser, amount, between, count, natural, number, positive, share  # noqa: F401
 from plumbing.system.process import RESUME, fail, program, running  # noqa: F401
 
 GRID = 400  # generated images above which each image gets a file

@@ -16,7 +16,7 @@ import gan_mnist
 import simclr
 import vae
 from plumbing.data import images, texts
-from tests.helpers import RUNS, batch, image, letters, write_inputs
+from tests.helpers import RUNS, NoJudge, batch, image, letters, write_inputs
 
 CPU_AND_OTHERS = [("cpu", torch.float32), ("cpu", torch.float64), ("meta", torch.float32)]
 

@@ -156,7 +156,7 @@ def test_a_mixed_folder_has_pytorch_fids_distance(inception_file, capsys, monkey
 
 
 def test_a_data_set_is_read_at_the_size_of_what_it_is_compared_with(capsys, monkeypatch):
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     as_files(photos(3, 20), "set")
     fid.main(["digits:test", "set", "--features", "lenet", "--json"])
     assert json.loads(capsys.readouterr().out)["size_real"] == 20
@@ -172,7 +172,7 @@ def test_lenet_is_trained_once(capsys, monkeypatch):
     assert net.accuracy > 0.9 and f"accuracy {net.accuracy:.2%}" in capsys.readouterr().err
     file = next(Path("data/cache").glob("lenet-digits-*.pth"))
     assert net.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr(lenet, "_trained", None)  # the second start trains nothing
+    monkeypatch.setattr(lenet, "_train", None)  # the second start trains nothing
     again = lenet.classifier(data, "data", torch.device("cpu"))
     assert again.accuracy == net.accuracy and again.sha256 == net.sha256
     seen = lenet.classes(net(data.test[data.test_labels == 3] / 255), net)
@@ -247,7 +247,8 @@ def test_the_end_of_a_run_survives_samples_that_cannot_be_measured(tmp_path, cap
     """A generator that makes one image only is measured; a single held-out image is left out with a line."""
     data = images.load_images("digits", "mnist", "data", 28)
     constant = lambda *_: [torch.full((500, 1, 28, 28), 77, dtype=torch.uint8)]
-    results = fid.measured(constant, fid.judges(data, "data", torch.device("cpu")))
+    judge = fid.Judge(data, "data", torch.device("cpu"))
+    results = judge(constant)
     assert results["fd_lenet"] > 1 and results["class_entropy"] == 0
 
     for i in range(12):
@@ -264,45 +265,85 @@ def raising(error: Exception):
     return function
 
 
+def a_judge(*names: str) -> fid.Judge:
+    """A judge of digits that measures these scores, each with its name for a network."""
+    data = images.load_images("digits", "mnist", "data", 28)
+    judge = fid.Judge(data._replace(train_labels=data.train_labels * 0), "data", torch.device("cpu"))
+    judge.references = {name: (name, None) for name in names}
+    return judge
+
+
 LEFT_OUT = [ValueError("not finite"), OSError("no weights"), MemoryError("little"), torch.OutOfMemoryError("full")]
+LEFT_OUT += [torch.linalg.LinAlgError("no eigenvalues"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
 
 @pytest.mark.parametrize("error", LEFT_OUT)
-def test_what_cannot_be_measured_is_left_out(error, capsys):
-    judges = {"fid": raising(error), "fd_lenet": lambda _: {"fd_lenet": 1.0}}
-    assert fid.measured(None, judges) == {"fd_lenet": 1.0}
+def test_what_cannot_be_measured_is_left_out(error, capsys, monkeypatch):
+    judge = a_judge("fid", "fd_lenet")
+    capsys.readouterr()
+    score = {"fid": raising(error), "fd_lenet": lambda *_: {"fd_lenet": 1.0}}
+    monkeypatch.setattr(fid, "score", lambda net, *rest: score[net](*rest))
+    assert judge(None) == {"fd_lenet": 1.0}
     assert capsys.readouterr().err == f"fid is left out: {error}\n"
 
 
 def test_judges_that_cannot_be_had_are_left_out(capsys, monkeypatch):
     """No labels, no place for the classifier, features that are not finite, no Inception weights: a line each."""
     data, cpu = images.load_images("digits", "mnist", "data", 28), torch.device("cpu")
-    capsys.readouterr()
-    assert fid.judges(data._replace(train_labels=data.train_labels * 0), "data", cpu) == {}
-    assert "fd_lenet is left out: digits" in capsys.readouterr().err
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
-    assert fid.judges(data, "/dev/null/data", cpu) == {}
-    assert "fd_lenet is left out: " in capsys.readouterr().err
+    no_labels = data._replace(train_labels=data.train_labels * 0)
+
+    def error_of(data, data_dir="data", device=cpu) -> str:
+        capsys.readouterr()
+        judge = fid.Judge(data, data_dir, device)
+        assert judge.distance is None and judge(None) == {}
+        return capsys.readouterr().err
+
+    assert "fd_lenet is left out: digits" in error_of(no_labels)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
+    assert "fd_lenet is left out: " in error_of(data, "/dev/null/data")
     with monkeypatch.context() as patch:
         net = lenet.LeNet(1, 10).eval()
         net.body[4][0].bias.data[3] = math.nan
         patch.setattr(lenet, "classifier", lambda *_: net)
         patch.setattr(torch.hub, "get_dir", lambda: "hub")
-        assert fid.judges(data, "data", cpu) == {}
-        assert "fd_lenet is left out: there are features that are not finite" in capsys.readouterr().err
+        assert "fd_lenet is left out: some features are not finite" in error_of(data)
         patch.setattr(lenet, "classifier", raising(ValueError("no classes")))
-        assert fid.judges(data, "data", torch.device("cuda")) == {}
-        assert "fid is left out: " in capsys.readouterr().err
+        line = error_of(data, device=torch.device("cuda")).splitlines()[1]
+        assert line.startswith("fid is left out: the Inception weights are not in hub/checkpoints. Download http")
+
+
+def test_the_score_to_choose_by(inception_file, capsys, monkeypatch):
+    """The FID where it can be measured; training images and held-out ones are two measures, one of which warns."""
+    data = images.load_images("digits", "mnist", "data", 28)
+    net = lenet.LeNet(1, 10).eval()
+    monkeypatch.setattr(lenet, "classifier", lambda *_: net)
+    judge = fid.Judge(data, "data", torch.device("cpu"))
+    assert judge.distance == "fd_lenet" and "WARNING: held-out: 179 images" in capsys.readouterr().err
+    choosing = fid.Judge(data, "data", torch.device("cpu"), split="train")
+    assert choosing.distance == "fd_lenet" and "WARNING" not in capsys.readouterr().err
+
+    draw = lambda *_: data.test
+    about = choosing(draw)["fd_lenet_about"]
+    assert about["split"] == "train" and about["n_real"] == len(data.train[::10]) and about["n_generated"] == 179
+    assert judge(draw)["fd_lenet"] < 1e-6 < choosing(draw)["fd_lenet"]
+
+    few = data._replace(test=data.test[:3])
+    monkeypatch.setattr(fid, "_cached_inception", lambda _: inception.load(inception_file))
+    no_cpu = torch.device("meta")
+    assert fid.Judge(few, "data", no_cpu).distance == "fid"
+    assert fid.Judge(few, "data", no_cpu, inception=False).distance == "fd_lenet"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("wrong device"), TypeError("no number"), KeyError("fid")])
 def test_defects_in_measurements_are_raised(error, monkeypatch):
+    judge = a_judge("fid")
+    monkeypatch.setattr(fid, "score", raising(error))
+    with pytest.raises(type(error)):
+        judge(None)
+    monkeypatch.setattr(lenet, "classifier", raising(error))
     data = images.load_images("digits", "mnist", "data", 28)
     with pytest.raises(type(error)):
-        fid.measured(None, {"fid": raising(error)})
-    monkeypatch.setattr(lenet, "classifier", raising(error))
-    with pytest.raises(type(error)):
-        fid.judges(data, "data", torch.device("cpu"))
+        fid.Judge(data, "data", torch.device("cpu"))
 
 
 def test_command_and_statistics(inception_file, capsys):
@@ -314,7 +355,7 @@ def test_command_and_statistics(inception_file, capsys):
     result = json.loads(found.out)
     net = inception.load(inception_file)
     assert result["kid"] == pytest.approx(fid.kid(*(torch.cat(list(fid.features(p, net))) for p in (x, y))), rel=1e-4)
-    assert "WARNING: a: 4 images; with less than 2,048" in found.err and "no published FID compares" in found.err
+    assert "WARNING: a: 4 images. With less than 2,048" in found.err and "No published FID" in found.err
     expected = {"metric": "FID", "n_real": 4, "n_generated": 4, "real": a, "generated": b, "dtype": "float32"}
     assert expected.items() <= result.items() and result["weights_sha256"] == net.sha256 and "299" in result["resize"]
     assert {"features", "split", "seed"} < result.keys() and result["split"] is result["seed"] is None
@@ -327,7 +368,7 @@ def test_command_and_statistics(inception_file, capsys):
 
 def test_statistics_of_two_files(capsys, monkeypatch):
     """Ours and pytorch-fid's, which do not say what they are of: no network is needed."""
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     fid.main(["digits:test", "--features", "lenet", "--save-stats", "ours.npz"])
     with np.load("ours.npz", allow_pickle=False) as file:
         np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
@@ -384,10 +425,11 @@ def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, 
     fid.main(["pictures:test", "run/vae.pth", "--n", "20", "--json"])
     value = json.loads(capsys.readouterr().out)["value"]
     data = images.load_images("pictures", "", "data", 16)
-    judge = fid.judge(inception.load(download=False), data.test)
-    seen = fid.measured(partial(vae.draw, model), {"fid": judge})
-    assert seen["fid"] == pytest.approx(value, rel=1e-5) and seen["fid_about"]["n_generated"] == 20
-    assert seen["fid_about"]["features"].startswith("Inception-v3")
+    net = inception.load(download=False)
+    real = fid.image_statistics(data.test, net, "test images", len(data.test))
+    scores = fid.score(net, real, partial(vae.draw, model))
+    assert scores["fid"] == pytest.approx(value, rel=1e-5) and scores["fid_about"]["n_generated"] == 20
+    assert scores["fid_about"]["features"].startswith("Inception-v3")
 
 
 @pytest.mark.parametrize(
@@ -396,11 +438,11 @@ def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, 
         (["set", "nowhere"], "there is no nowhere"),
         (["set", "nowhere.npz"], "there is no nowhere.npz"),
         (["set", "empty"], "empty holds no image file"),
-        (["set", "broken"], "at least two images; there are 0"),
-        (["mnist", "set"], "there is no mnist; a data set is named with its split"),
+        (["set", "broken"], "at least two images, not 0"),
+        (["mnist", "set"], "there is no mnist. Name a data set with its split"),
         (["set"], "--save-stats"),
         (["", "set"], "a name is empty"),
-        (["set", "--kid", "--save-stats", "x.npz"], "name the generated images too"),
+        (["set", "--kid", "--save-stats", "x.npz"], "GENERATED is missing. Name it too"),
         (["good.npz", "--save-stats", "x.npz"], "images as REAL"),
         (["set", "--save-stats", "nowhere/x.npz"], "a folder that exists"),
         (["set", "odd.npz"], "different features: 2048 and 5"),
@@ -413,16 +455,19 @@ def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, 
         (["set", "other.npz"], "other.npz holds no uint8 images"),
         (["good.npz", "small.npz"], "different features: 5 and 3"),
         (["ours.npz", "set"], "not comparable"),
-        (["good.npz", "set", "--kid"], "--kid needs images"),
-        (["set", "set", "--save-stats", "good.npz"], "a new file.npz"),
-        (["set", "set", "--save-stats", "stats"], "a new file.npz"),
+        (["good.npz", "set", "--kid"], "good.npz holds statistics. Without --kid"),
+        (["set", "set", "--save-stats", "good.npz"], "Name a new file.npz"),
+        (["set", "set", "--save-stats", "stats"], "Name a new file.npz"),
         (["set", "set", "--weights", "nowhere.pth"], "No such file"),
         (["set", "set", "--weights", "notes.txt"], "does not hold the weights"),
         (["set", "set", "--weights", "trap.pth"], "does not hold the weights"),
-        (["set", "set", "--features", "lenet"], "data set with classes as REAL"),
+        (["set", "set", "--features", "lenet"], "Name a data set such as mnist:test as REAL"),
         (["set:test", "set", "--features", "lenet"], "has no classes"),
-        (["digits:test", "set", "--features", "lenet", "--weights", "x.pth"], "not for --features lenet"),
-        (["set", "set", "--features", "nowhere.pth"], "lenet, or a weights file of simclr.py"),
+        (
+            ["digits:test", "set", "--features", "lenet", "--weights", "x.pth"],
+            "--features lenet uses no Inception weights",
+        ),
+        (["set", "set", "--features", "nowhere.pth"], "no file. Use inception, lenet, or a weights file of simclr.py"),
         (["set", "set", "--features", "notes.txt"], "refused"),
         (["set", "set", "--n", "1"], "--n"),
         (["set", "set", "--batch-size", "0"], "--batch-size"),

@@ -1,4 +1,4 @@
-"""Folders and arrays of images as people have them: transparency, depths, layouts, links, endings, shapes, sizes."""
+"""Test folders and arrays of images as people have them, with every transparency, depth, layout, link and shape."""
 
 import json
 import os
@@ -28,12 +28,12 @@ def read(source: str, size: int | None = 16) -> images.ImageData:
 
 
 def everything(data: images.ImageData) -> np.ndarray:
-    """Both parts (N, C, S, S), in any order."""
+    """Return both splits as one array (N, C, S, S)."""
     return torch.cat([data.train, data.test]).numpy()
 
 
 def drawing(mode: str, path: Path, hidden=(0, 0, 0)) -> None:
-    """Black on a transparent ground, under which a colour is hidden."""
+    """Save a black square on a transparent ground. The transparent pixels have the colour `hidden`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rgba = np.zeros((16, 16, 4), np.uint8)
     rgba[..., :3] = hidden
@@ -84,7 +84,7 @@ LEVELS = {"dark": (63, 255), "12 bits": (63 * 65, 4095), "full": (63 * 1040, 655
 @pytest.mark.parametrize("form", DEPTHS)
 @pytest.mark.parametrize("level", LEVELS)
 def test_more_than_8_bits(form, level):
-    """A ramp of 64 levels keeps them, at any depth; the range is the set's, not the image's."""
+    """A ramp of 64 levels keeps them at any depth. All images of a set share one range."""
     top, white = LEVELS[level]
     if level == "beyond" and form[0] == "I" and form != "I.tif":
         pytest.skip("16 bits hold no more")
@@ -151,7 +151,7 @@ def test_fid_says_how_it_scales(monkeypatch, capsys):
 
 
 def test_a_cache_is_of_one_place():
-    """Two folders of one name whose files have equal names, sizes and times."""
+    """Two folders have one name, and files of equal names, sizes and times."""
     for place, level in (("a", 10), ("b", 240)):
         Path(place, "photos").mkdir(parents=True)
         for i in range(3):
@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_utf8(monkeypatch):
 
 
 def test_a_bright_file_more_changes_the_range():
-    """Which is found out anew: the cache does not stay with the old one."""
+    """The cache of the old files is not used for the new set of files."""
     Path("set").mkdir()
     for i in range(3):
         Image.fromarray(np.full((9, 9), 1000, np.uint16)).save(f"set/{i}.png")
@@ -211,7 +211,7 @@ def test_colour_of_more_than_8_bits_is_named(capsys):
 
 
 def make(listed: str) -> None:
-    """Two pictures for each folder of a list."""
+    """Save two pictures in each folder of a list."""
     for folder in listed.split():
         for i in range(2):
             image(Path("set", folder, f"{i}.png"), size=(9, 9), seed=hash(folder) % 1000 + i)
@@ -352,7 +352,7 @@ def test_arrays_of_a_train_and_a_test_split(capsys):
 
 
 def test_labels_are_told_by_their_names(capsys):
-    """Not by their shape: an index is none. If held-out images have none, none are used; one class keeps its name."""
+    """An index has the shape of labels and is not taken. Labels need both splits. A single class keeps its name."""
     x, y = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8), np.array([3, 4] * 3)
     np.savez("set.npz", index=np.arange(6), images=x, labels=y)
     data = read("set.npz", 8)
@@ -395,7 +395,7 @@ def test_arrays_that_are_no_images(arrays, says, capsys):
 
 
 def test_fid_takes_arrays_and_archives(capsys, inception_file):
-    """The same images as a folder, a zip, and arrays as samplers of diffusion models write them."""
+    """The same images give one FID as a folder, an archive and a sampler's arrays."""
     x, weights = photos(12), ["--weights", str(inception_file), "--json"]
     real, other = x.split(6)
     np.savez("other.npz", arr_0=other.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(6))

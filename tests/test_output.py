@@ -83,7 +83,8 @@ def test_the_end_of_a_run(capsys, monkeypatch):
         lines = capsys.readouterr().out.splitlines()
         assert all(0 < float(rate) < 1e5 for rate in re.findall(r"([\d.e+]+) steps/s", "".join(lines)))
         end = lines[min(i for i, line in enumerate(lines) if line.startswith("picture: ")) :]
-        kinds = ("picture: ", "  ", "FID is measured by: ", "all results: ", f"{script.__name__}-run: step 3, trained and measured on digits (")
+        last = f"{script.__name__}-run: step 3, trained and measured on digits ("
+        kinds = ("picture: ", "  ", "FID is measured by: ", "all results: ", last)
         order = [next(k for k, kind in enumerate(kinds) if line.startswith(kind)) for line in end]
         assert order == sorted(order) and [order.count(k) for k in (2, 3, 4)] == [1, 1, 1] and order.count(0) >= 2
         assert 2 <= order.count(1) <= 4 and any("FD-LeNet " in line and "lower" in line for line in end)

@@ -1,4 +1,4 @@
-"""Where texts come from, how they are decoded, cleaned, counted, encoded and split, and what is said about them."""
+"""Test how texts are found, decoded, cleaned, counted, encoded, split and printed."""
 
 import codecs
 import hashlib
@@ -23,7 +23,7 @@ MANY = "".join(map(chr, range(0x4E00, 0x4E00 + 5847)))
 
 
 def astral_text(n: int, distinct: int) -> str:
-    """Random characters of all planes, line breaks and the last code point among them, none of them a surrogate."""
+    """Return random characters of all planes, with line breaks and the last code point, without surrogates."""
     chance = random.Random(0)
     planes = [*range(0x20, 0xD800), *range(0xE000, sys.maxunicode)]
     alphabet = [*map(chr, chance.sample(planes, distinct - 2)), "\n", chr(sys.maxunicode)]
@@ -210,7 +210,7 @@ def test_characters_are_counted_and_encoded_as_a_loop_would(distinct, dtype, mon
 
 
 def test_batches_and_courses_labels_are_int64():
-    """Whatever the text is kept in: batches, labels and the measured loss are those of int64 indices."""
+    """Batches, labels and the loss equal those of int64 indices, whatever type the indices have."""
     text = astral_text(3000, 300)
     to_idx, _ = char_rnn.char_maps(text)
     ids = char_rnn.encode(text, to_idx)
@@ -257,7 +257,7 @@ def test_a_text_is_not_held_as_a_list():
 
 
 def test_messages_end(capsys):
-    """With 5,847 distinct characters."""
+    """Messages stay short for a text with 5,847 distinct characters."""
     Path("many.txt").write_text(3 * MANY + "\n", encoding="utf-8")
     Path("strange.txt").write_text("\n" + "".join(map(chr, range(0x3041, 0x3041 + 80))) + MANY[:9], encoding="utf-8")
     char_rnn.main(["--data", "many.txt", "--min-count", "2", *SMALL])
@@ -323,7 +323,7 @@ def test_printed_text_is_utf8(monkeypatch):
     reader, writer = os.pipe()
     out = own_output(monkeypatch, writer)
     texts.print_as_it_comes(["caf", "\u00e9"])
-    assert os.read(reader, 9) == "caf\u00e9".encode()  # although nothing was closed: each piece is flushed
+    assert os.read(reader, 9) == "caf\u00e9".encode()  # Nothing was closed, so each piece was flushed.
     out.close()
     os.close(reader)
 

@@ -93,7 +93,7 @@ def _load(source: str, root: Path, size: int | None) -> ImageData:
     else:  # The images are in random order already. Slices keep memory maps as they are.
         n = max(1, len(train.images) // 10)
         if n == len(train.images):
-            raise DataError(f"{source} holds one image. Add a second image, because one image is held out.")
+            raise DataError(f"{source} holds one image, but two are needed, because one is held out. Add an image.")
         test = train._replace(images=train.images[-n:], labels=train.labels[-n:])
         train = train._replace(images=train.images[:-n], labels=train.labels[:-n])
     names = tuple(map(str, classes))

@@ -1,1 +1,1 @@
-"""What fid.py measures with: networks, and the sets of images that it compares."""
+"""Networks and sets of images with which fid.py measures."""
