@@ -1,23 +1,24 @@
-"""Character-level GRU: learn a text, and go on writing it one character at a time.
+"""Character-level GRU: learn a text, and continue it one character at a time.
 
 Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", arXiv 1406.1078. Each layer computes
 
     z = σ(x W_xz + h W_hz + b_z)    r = σ(x W_xr + h W_hr + b_r)                                    (eq. 6, 5)
     g = tanh(x W_xg + (r ⊙ h) W_hg + b_g)    h' = z ⊙ h + (1 − z) ⊙ g                              (eq. 8, 7)
 
-and the last one predicts the next character: p(c) = softmax(dropout(h') W_hy + b_y). The loss is −log p of the
+and the last one predicts the next character, p(c) = softmax(dropout(h') W_hy + b_y). The loss is −log p of the
 character that came, in nats. (nn.GRU is another cell: it multiplies r after the product with W_hg.)
 
-Differs from the paper: its hidden unit alone (section 2.3), no encoder and decoder; biases, layers, dropout on each
-layer's output, Adam, weights averaged over steps.
+Differs from the paper: only its hidden unit (section 2.3), no encoder and decoder. It adds biases, several layers,
+dropout on each layer's output, Adam, and weights averaged over steps.
 
     python char_rnn.py                                          # tiny Shakespeare; the same again continues
     python char_rnn.py --generate --temperature 0.5             # works at once, with the weights that ship
     python char_rnn.py --data my.txt --h-dim 256 --steps 2000   # your own text
     python char_rnn.py --data texts/ --dropout 0.2 --steps 8000 # a folder; of Shakespeare's works: weights/char_rnn.pth
 
-Measured on tiny Shakespeare's last tenth, statefully, in nats per character (best averaged weights, seed 0, two cores
-of an AMD EPYC (Zen 5), bf16): the first command 1.548 after 106 seconds (1,000 steps), 1.436 after 9 minutes (5,000).
+Measured on tiny Shakespeare's last tenth, read from its beginning, in nats per character (best averaged weights, seed
+0, two cores of an AMD EPYC (Zen 5), bf16): the first command 1.548 after 106 seconds (1,000 steps), 1.436 after 9
+minutes (5,000).
 """
 
 import copy
@@ -26,232 +27,136 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import common
 from plumbing.data import texts
-from plumbing.run import run as run_module
-from plumbing.system import files, ranks
+from plumbing.run.run import Run
+from plumbing.system import ranks
+from plumbing.system.flags import number
 
-WARMUP = 100  # steps in which the learning rate of the cosine schedule rises to --lr
-
-
-def get_args(argv: list[str] | None = None) -> Namespace:
-    names = "tinyshakespeare, shakespeare, python"
-    p = common.parser(__doc__, steps=6000, batch_size=32, lr=3e-3, names=names, makes="text")
-    add = p.group("data")
-    encoding_help = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
-    add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding_help)
-    add("--min-count", type=common.number(int, 1), default=1, help="remove characters that occur less often")
-    add("--held-out", type=common.number(float, 0, below=1), default=0.1, help="part of the text, its end, not trained")
-    add = p.group("model")
-    add("--h-dim", type=common.number(int, 1), default=512, help="hidden units per layer")
-    add("--n-layers", type=common.number(int, 1, below=101), default=2, help="layers")
-    add("--dropout", type=common.number(float, 0, below=1), default=0.4, help="on every layer's output")
-    add = p.group("optimisation")
-    add("--seq-len", type=common.number(int, 1), default=64, help="steps of truncated backpropagation through time")
-    add("--clip", type=common.number(float, 0, above=True), default=1.0, help="largest norm of the gradient")
-    add("--lr-schedule", choices=["cosine", "plateau"], default="cosine", help="to 0 at --steps, or halved on plateaus")
-    add("--ema", type=common.number(float, 0, below=1), default=0.998, help="decay of the averaged weights; 0 is none")
-    add("--eval-every", type=common.number(int, 1), default=500, help="steps between measurements of held-out loss")
-    add = p.group("run")
-    stopping_help = "stop after so many measurements without a new best; 0: never"
-    add("--early-stopping", type=common.number(int, 0), default=0, help=stopping_help)
-    add = p.group("trained weights")
-    start_help = r"what --generate goes on from; \n is a line break (the default) where no \ is known"
-    add("--start", help=start_help)
-    add("--n-chars", type=common.number(int, 1), default=1000, help="characters that --generate prints, with the start")
-    samples_help = "texts side by side; with another number, as with another seed, others"
-    add("--n-samples", type=common.number(int, 1), default=1, help=samples_help)
-    add("--temperature", type=common.number(float, 0), default=1.0, help="below 1 is more careful; 0: the likeliest")
-    add("--top-k", type=common.number(int, 1), help="draw from the k likeliest characters only")
-    top_p_help = "and from the likeliest that make up this probability"
-    add("--top-p", type=common.number(float, 0, above=True, below=1), help=top_p_help)
-    add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
-    for_generate = ("start", "n_chars", "n_samples", "temperature", "top_k", "top_p")
-    return common.parse_args(p, argv, early_stopping=("train",), **dict.fromkeys(for_generate, ("generate",)))
+WARMUP = 100  # steps in which the learning rate rises to --lr
 
 
-def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
-    """(char_to_idx, idx_to_char) of the text's characters, in sorted order."""
-    chars = list(texts.char_counts(text))
-    return {c: i for i, c in enumerate(chars)}, dict(enumerate(chars))
+def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, ...]:
+    """Return (h', [z r], r ⊙ h, g) of one step, from the input's share a = x [W_xz W_xr W_xg] + [b_z b_r b_g].
 
-
-def remove_chars(text: str, chars_to_remove: list[str]) -> tuple[str, int]:
-    """(text without these characters, how many were removed)."""
-    clean = texts.without(text, chars_to_remove)
-    return clean, len(text) - len(clean)
-
-
-def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
-    """Indices (N,), in as few bytes as hold them: uint8, int16 or int32. Raises KeyError for what is not in the map."""
-    return torch.from_numpy(texts.indices(text, char_to_idx))
-
-
-def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
-    """int8 (N, V): row n is 1 at the index of character n. Technion's: training takes the indices."""
-    idx = encode(text, char_to_idx).long()
-    return torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8).scatter_(1, idx[:, None], 1)
-
-
-def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
-    """The text of (N, V) one-hot rows. Technion's; not called here."""
-    return "".join(idx_to_char[i] for i in embedded.argmax(1).tolist())
-
-
-def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: int, device="cpu"):
-    """(samples (N, S, V) one-hot int8, labels (N, S) int64, one character ahead), N = floor((len − 1) / S).
-
-    Technion's: training takes stream_batch.
+    a: (B, 3H). h, h': (B, H). U_zr = [W_hz W_hr]: (H, 2H). U_g = W_hg: (H, H). If a is bfloat16, h stays float32,
+    since every step adds to it and its rounding errors would add up.
     """
-    n = (len(text) - 1) // seq_len
-    samples = chars_to_onehot(text[: n * seq_len], char_to_idx).view(n, seq_len, len(char_to_idx))
-    labels = encode(text[1 : n * seq_len + 1], char_to_idx).long().view(n, seq_len)
-    return samples.to(device), labels.to(device)
-
-
-class SequenceBatchSampler(torch.utils.data.Sampler):
-    """Indices such that sample k of batch j + 1 continues sample k of batch j: batch_size streams, side by side.
-
-    What does not fill a last batch is left out. That is why batches are not shuffled: the hidden state goes on.
-    """
-
-    def __init__(self, dataset, batch_size: int) -> None:
-        self.batches, self.batch_size = len(dataset) // batch_size, batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([k * self.batches + j for j in range(self.batches) for k in range(self.batch_size)])
-
-    def __len__(self) -> int:
-        return self.batches * self.batch_size
-
-
-def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int) -> tuple[Tensor, Tensor, bool]:
-    """(x, y, first) for step 1, 2, ...: int64 characters (B, S), those that come next, whether an epoch begins.
-
-    The batches of SequenceBatchSampler without its memory. The characters that fill no last batch are left out, partly
-    before and partly after the streams, where epochs differ: so their sequences end at different characters.
-    """
-    batches = (len(ids) - 1) // seq_len // batch_size
-    epoch, j = divmod(step - 1, batches)
-    length = batches * seq_len  # of a stream
-    start = int(np.random.default_rng((seed, epoch)).integers(len(ids) - batch_size * length))
-    x, y = (ids[i : i + batch_size * length].view(batch_size, length) for i in (start, start + 1))
-    now = slice(j * seq_len, (j + 1) * seq_len)
-    return x[:, now].long(), y[:, now].long(), j == 0
-
-
-def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step of the cell: (h', [z r], r ⊙ h, g) from the inputs' share a = x [W_xz W_xr W_xg] + [b_z b_r b_g].
-
-    a: (B, 3H); h, h': (B, H); U_zr = [W_hz W_hr]: (H, 2H); U_g = W_hg. Where a is bfloat16, h stays float32: it is
-    added to at every step, and rounding it would add up.
-    """
-    H, h_low = h.shape[1], h.to(a.dtype)
+    H = h.shape[1]
+    h_low = h.to(a.dtype)
     zr = torch.addmm(a[:, : 2 * H], h_low, U_zr).sigmoid_()  # (B, 2H)
-    z, r = zr.chunk(2, 1)
+    z, r = zr.chunk(2, 1)  # (B, H)
     rh = r * h_low
     g = torch.addmm(a[:, 2 * H :], rh, U_g).tanh_()
-    return torch.addcmul(g, z, h - g), zr, rh, g  # z ⊙ h + (1 − z) ⊙ g
+    h = torch.addcmul(g, z, h - g)  # z ⊙ h + (1 − z) ⊙ g
+    return h, zr, rh, g
 
 
 class GRUSequence(torch.autograd.Function):
     """The cell over S steps: a (S, B, 3H), h (B, H) -> states (S, B, H), last state (B, H).
 
-    Autograd could go backward through the loop of forward. Written by hand, each weight's gradient is one product over
-    all steps instead of a sum of S small ones, and what does not depend on later steps is computed for all at once.
+    Autograd could go backward through the loop of forward. This backward, written by hand, makes a training step 1.11
+    to 1.15 times as fast: a weight's gradient is one product over all steps instead of a sum of S small ones, and all
+    that does not depend on later steps is computed for all steps at once.
     """
 
     @staticmethod
-    def forward(ctx, a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, Tensor]:
-        hs, zrs, rhs, gs = [h], [], [], []
+    def forward(ctx, a, h, U_zr, U_g):
+        hs, gates = [h], []
         for a_t in a:
-            h, zr, rh, g = gru_step(a_t, h, U_zr, U_g)
+            h, *gates_t = gru_step(a_t, h, U_zr, U_g)
             hs.append(h)
-            zrs.append(zr)
-            rhs.append(rh)
-            gs.append(g)
+            gates.append(gates_t)
         hs = torch.stack(hs).to(a.dtype)  # (S + 1, B, H)
-        ctx.save_for_backward(hs, torch.stack(zrs), torch.stack(rhs), torch.stack(gs), U_zr, U_g)
+        zr, rh, g = map(torch.stack, zip(*gates, strict=True))  # (S, B, 2H), (S, B, H), (S, B, H)
+        ctx.save_for_backward(hs, zr, rh, g, U_zr, U_g)
         return hs[1:], h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_states: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, d_states, dh):
         hs, zr, rh, g, U_zr, U_g = ctx.saved_tensors
-        h, (z, r), H = hs[:-1], zr.chunk(2, -1), g.shape[-1]
-        slope_g = (1 - z) * (1 - g * g)  # from h' = z ⊙ h + (1 − z) ⊙ g, through tanh
+        h, H = hs[:-1], g.shape[-1]
+        z, r = zr.chunk(2, -1)
+        slope_g = (1 - z) * (1 - g * g)  # of h' = z ⊙ h + (1 − z) ⊙ g, through tanh
         slope_zr = torch.cat([h - g, h], -1) * zr * (1 - zr)  # dh'/dz = h − g, d(r ⊙ h)/dr = h, through σ
-        da = torch.empty(*g.shape[:2], 3 * H, dtype=g.dtype, device=g.device)
+        da = g.new_empty(*g.shape[:2], 3 * H)  # (S, B, 3H)
         for t in reversed(range(len(g))):
             dh = dh + d_states[t]
             dh_low = dh.to(g.dtype)
             da_g = torch.mul(dh_low, slope_g[t], out=da[t, :, 2 * H :])
             d_rh = da_g @ U_g.t()
-            da_zr = torch.mul(torch.cat([dh_low, d_rh], 1), slope_zr[t], out=da[t, :, : 2 * H])
-            dh = torch.addcmul(da_zr @ U_zr.t(), d_rh, r[t]) + dh * z[t]  # through [z r], r ⊙ h, and z ⊙ h
+            d_zr = torch.cat([dh_low, d_rh], 1)
+            da_zr = torch.mul(d_zr, slope_zr[t], out=da[t, :, : 2 * H])
+            # Through [z r], through r ⊙ h, and through z ⊙ h.
+            dh = torch.addcmul(da_zr @ U_zr.t(), d_rh, r[t]) + dh * z[t]
         h, rh, d = h.flatten(0, 1), rh.flatten(0, 1), da.flatten(0, 1)  # (S·B, ...)
         return da, dh, h.t() @ d[:, : 2 * H], rh.t() @ d[:, 2 * H :]
 
 
 class GRULayer(nn.Module):
-    """One layer; its nine parameters are those of the equations.
+    """One layer. Its nine parameters are those of the equations."""
 
-    (S, B, in_dim) or indices (S, B), and h (B, H) -> states (S, B, H), the last of them (B, H).
-    """
-
-    def __init__(self, in_dim: int, h_dim: int) -> None:
+    def __init__(self, in_dim: int, h_dim: int):
         super().__init__()
 
-        def uniform() -> nn.Parameter:
+        def uniform():
             return nn.Parameter(torch.empty(in_dim, h_dim).uniform_(-1, 1) / in_dim**0.5)
 
-        def orthogonal() -> nn.Parameter:
+        def orthogonal():
             return nn.Parameter(nn.init.orthogonal_(torch.empty(h_dim, h_dim)))
 
-        def bias(value: float) -> nn.Parameter:
+        def bias(value):
             return nn.Parameter(torch.full((h_dim,), value))
 
         self.W_xz, self.W_xr, self.W_xg = uniform(), uniform(), uniform()
         self.W_hz, self.W_hr, self.W_hg = orthogonal(), orthogonal(), orthogonal()
-        self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)  # z begins at σ(1) = 0.73: it remembers
+        # z starts at σ(1) = 0.73, so that the layer remembers.
+        self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)
 
-    def fused(self, dtype: torch.dtype) -> list[Tensor]:
-        """[W_xz W_xr W_xg] (in_dim, 3H), [b_z b_r b_g] (3H,), [W_hz W_hr] (H, 2H), W_hg (H, H)."""
-        W_x, b = torch.cat([self.W_xz, self.W_xr, self.W_xg], 1), torch.cat([self.b_z, self.b_r, self.b_g])
-        return [w.to(dtype) for w in (W_x, b, torch.cat([self.W_hz, self.W_hr], 1), self.W_hg)]
+    def fused(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return [W_xz W_xr W_xg] (in_dim, 3H), [b_z b_r b_g] (3H,), [W_hz W_hr] (H, 2H) and W_hg (H, H)."""
+        W_x = torch.cat([self.W_xz, self.W_xr, self.W_xg], 1)
+        b = torch.cat([self.b_z, self.b_r, self.b_g])
+        U_zr = torch.cat([self.W_hz, self.W_hr], 1)
+        return W_x.to(dtype), b.to(dtype), U_zr.to(dtype), self.W_hg.to(dtype)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states (S, B, H) and the last one (B, H). x: (S, B, in_dim), or indices (S, B). h: (B, H)."""
         device, dtype = x.device.type, self.W_xz.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         W_x, b, U_zr, U_g = self.fused(dtype)
-        # The inputs' share of all steps in one product; a one-hot row times a matrix is a row of it.
-        a = F.linear(x.to(dtype), W_x.t(), b) if x.ndim == 3 else F.embedding(x, W_x + b)  # (S, B, 3H)
+        # The inputs' share of all steps is one product. A one-hot row times a matrix is a row of the matrix.
+        if x.ndim == 3:
+            a = F.linear(x.to(dtype), W_x.t(), b)  # (S, B, 3H)
+        else:
+            a = F.embedding(x, W_x + b)  # (S, B, 3H)
         return GRUSequence.apply(a, h, U_zr, U_g)
 
 
 class MultilayerGRU(nn.Module):
-    """n_layers GRU layers and a linear layer on top; dropout on every layer's output."""
+    """n_layers GRU layers and a linear layer on top, with dropout on every layer's output."""
 
-    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int, dropout: float = 0) -> None:
+    def __init__(self, in_dim: int, h_dim: int, out_dim: int, n_layers: int, dropout: float = 0):
         super().__init__()
-        self.in_dim, self.h_dim, self.out_dim, self.n_layers, self.dropout = in_dim, h_dim, out_dim, n_layers, dropout
-        self.layers = nn.ModuleList(GRULayer(h_dim if k else in_dim, h_dim) for k in range(n_layers))
+        self.in_dim, self.h_dim, self.out_dim = in_dim, h_dim, out_dim
+        self.n_layers, self.dropout = n_layers, dropout
+        in_dims = [in_dim] + [h_dim] * (n_layers - 1)
+        self.layers = nn.ModuleList(GRULayer(d, h_dim) for d in in_dims)
         self.W_hy = nn.Parameter(torch.empty(h_dim, out_dim).uniform_(-1, 1) / h_dim**0.5)
         self.b_y = nn.Parameter(torch.zeros(out_dim))
 
     def forward(self, input: Tensor, hidden_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (B, S, O) of the next characters, and the last hidden state (B, L, H).
+        """Return scores (B, S, O) of the next characters, and the last hidden state (B, L, H).
 
-        input: (B, S, V), one-hot, or indices (B, S). hidden_state: (B, L, H); None is zeros.
+        input: (B, S, V), one-hot, or indices (B, S). hidden_state: (B, L, H). None is zeros.
         """
         if hidden_state is None:
             hidden_state = self.W_hy.new_zeros(len(input), self.n_layers, self.h_dim)
@@ -260,127 +165,106 @@ class MultilayerGRU(nn.Module):
         for layer, h in zip(self.layers, hidden_state.unbind(1), strict=True):
             x, h = layer(x, h)  # (S, B, H), (B, H)
             last.append(h)
-            if self.training and self.dropout:  # F.dropout draws its mask 1.4 to 4 times slower on a CPU
-                u = torch.rand(x.shape, device=x.device)
-                x = x * ((u >= self.dropout).to(x.dtype) / (1 - self.dropout))
+            if self.training and self.dropout:  # F.dropout draws its mask 1.4 to 4 times as slowly on a CPU
+                kept = torch.rand(x.shape, device=x.device) >= self.dropout
+                x = x * (kept.to(x.dtype) / (1 - self.dropout))
         scores = F.linear(x, self.W_hy.t(), self.b_y)  # (S, B, O)
         return scores.transpose(0, 1).contiguous(), torch.stack(last, 1)
 
 
-class OneStep:
-    """A trained model for one character at a time: index (B,), hidden or None -> scores (B, O), hidden: L of (B, H)."""
+def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int) -> tuple[Tensor, Tensor, bool]:
+    """Return (x, y, first) for step 1, 2, ...: int64 characters (B, S), the next ones, and whether an epoch begins.
 
-    def __init__(self, model: MultilayerGRU) -> None:
-        weights = [layer.fused(model.W_hy.dtype) for layer in model.layers]
-        self.table = (weights[0][0] + weights[0][1]).detach()  # (V, 3H)
-        self.layers = [[w.detach() for w in layer] for layer in weights]
-        self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
-
-    def __call__(self, x: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        last = []
-        if hidden is None:
-            hidden = [self.W_hy.new_zeros(len(x), len(self.W_hy))] * len(self.layers)
-        for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
-            a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
-            last.append(gru_step(a, hidden[k], U_zr, U_g)[0])
-        return torch.addmm(self.b_y, last[-1], self.W_hy), last
-
-
-def one_step(model: nn.Module, n_chars: int) -> Callable:
-    """The same of any model with forward((B, S, V) one-hot floats, hidden) -> ((B, S, O) scores, hidden)."""
-    if isinstance(model, MultilayerGRU):
-        return OneStep(model)
-
-    def step(x: Tensor, hidden: Any) -> tuple[Tensor, Any]:
-        scores, hidden = model(F.one_hot(x, n_chars).float()[:, None], hidden)
-        return scores[:, -1], hidden
-
-    return step
-
-
-def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
-    """softmax(y / T) along dim of scores y of any shape; for T = 0 its limit, 1 at the largest. Raises ValueError for a
-    negative T."""
-    if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative")
-    if temperature < torch.finfo(y.dtype).tiny:
-        return torch.zeros_like(y).scatter_(dim, y.argmax(dim, keepdim=True), 1.0)
-    return torch.softmax((y - y.amax(dim, keepdim=True)) / temperature, dim)
-
-
-def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Probabilities (..., V) with 0 for all but the k likeliest, and but the fewest likeliest whose sum reaches top_p.
-
-    The second is nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. What is left need not sum to 1.
+    The text is cut into B streams, and row k of a batch continues row k of the batch before. The characters that fill
+    no last batch are left out, partly before and partly after the streams. Epochs differ in how many are before.
     """
-    if top_k:
-        p = p.where(p >= p.topk(min(top_k, p.shape[-1])).values[..., -1:], 0)
-    if top_p:
-        values, order = p.sort(descending=True)
-        before = values.cumsum(-1) - values
-        p = p.scatter(-1, order, values.where(before < top_p * values.sum(-1, keepdim=True), 0))
-    return p
+    batches = (len(ids) - 1) // seq_len // batch_size
+    epoch, j = divmod(step - 1, batches)
+    length = batches * seq_len  # of a stream
+    used = batch_size * length
+    start = int(np.random.default_rng((seed, epoch)).integers(len(ids) - used))
+    x = ids[start : start + used].view(batch_size, length)
+    y = ids[start + 1 : start + 1 + used].view(batch_size, length)
+    now = slice(j * seq_len, (j + 1) * seq_len)
+    return x[:, now].long(), y[:, now].long(), j == 0
 
 
-@torch.inference_mode()
-def continuation(
-    step: Callable,
-    start: list[int],
-    device: torch.device,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    n: int = 1,
-) -> Iterator[list[int]]:
-    """Draw what follows the indices `start`, one index of each of n texts at a time, without end; step: of one_step().
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate of step 1 ... steps: linear warm-up to the peak, then a cosine to 0."""
+    return peak * min(1, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
 
-    The n texts share each reading of the weights, which limits the speed of one.
-    """
-    hidden = None
-    for i in start:
-        scores, hidden = step(torch.full((n,), i, device=device), hidden)
-    while True:
-        p = keep_likely(hot_softmax(scores, 1, temperature), top_k, top_p)  # (n, V)
-        x = (p / torch.empty_like(p).exponential_()).argmax(1)  # largest with probability p, as torch.multinomial draws
-        yield x.tolist()
-        scores, hidden = step(x, hidden)
+
+def train(args: Namespace, device: torch.device) -> Run:
+    alphabet = args.begin.get("chars")  # args.begin: the weights of --weights, if it was typed
+    text = texts.load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, alphabet)
+    config = settings(args, text)
+    model = build(args.begin | config).to(device)
+    averaged = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
+    # One step hands its hidden state (B, L, H) to the next. As the buffer of a module it is part of last.pth.
+    hidden = nn.Module()
+    hidden.register_buffer("h", model.W_hy.new_zeros(args.batch_size, model.n_layers, model.h_dim))
+    # last.pth holds these four. Each step seeds its own noise, so a resumed run is the same run.
+    to_continue = {"model": model, "averaged": averaged, "optimizer": optimizer, "hidden": hidden}
+    run = Run(args, text, to_continue, {"char_rnn.pth": (averaged, config)})
+    if run.finished():
+        return run
+    ids = text.train.to(device)
+    forward = common.for_training(model, args.compile)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+
+    for step in run.steps():
+        optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
+        x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)
+        x, y = ranks.share(x), ranks.share(y)  # (B, S)
+
+        # Truncated backpropagation through time: the state goes on to the next step, the gradient does not.
+        h = None if first else ranks.share(hidden.h)
+        with autocast:
+            logits, h = forward(x, h)  # (B, S, V), (B, L, H)
+        hidden.h = ranks.gathered(h.detach())
+
+        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        optimizer.step()
+        common.average(averaged, model, args.ema, step)
+        run.add("train", nats=loss)
+
+        # char_rnn.pth keeps the averaged weights with the lowest held-out loss.
+        if run.due(args.eval_every):
+            with autocast:
+                nats = ranks.from_first(held_out_loss(averaged, text.test))
+            run.add("test", nats=nats)
+            if run.is_best("test", "nats"):
+                run.save_weights("char_rnn.pth", averaged, config | {"nats": nats})
+        if run.due(args.sample_every, early=True):
+            maps = char_maps(text.chars)
+            run.save_text("samples", generate_from_model(averaged, text.chars[0], 500, maps, T=0.8))
+    return run.finish(evaluate_run(run, averaged, text.test), MEANING)
+
+
+# Measurements
+
+MEANING = {  # of results: unit, and which way is better
+    "nats": "{:.3f} nats per held-out character, the lower the better",
+    "bits": "{:.3f} bits per held-out character, the lower the better",
+}
 
 
 @common.in_eval_mode
-def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
-    """start_sequence and what the model goes on with, n_chars in all; char_maps is (char_to_idx, idx_to_char).
+def held_out_loss(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
+    """Return the mean −log p, in nats, of each of ids[1:] given all characters before it, without dropout.
 
-    model: MultilayerGRU, or any with forward(one-hot floats (1, S, V), hidden or None) -> (scores (1, S, V), hidden).
-    Raises ValueError for an empty start, AssertionError (the course's) for one that leaves nothing to generate.
+    A long text is cut into at most 64 streams that run side by side. Each begins `warm` characters early, so that it
+    has a hidden state when its part comes. On tiny Shakespeare the result is that of one long stream to 2e-7 nats.
     """
-    char_to_idx, idx_to_char = char_maps
-    if not start_sequence:
-        raise ValueError("start_sequence is empty: the first character is given, not drawn")
-    if len(start_sequence) >= n_chars:
-        raise AssertionError(f"start_sequence has {len(start_sequence)} characters: n_chars {n_chars} must be larger")
-    step, device = one_step(model, len(char_to_idx)), next(model.parameters()).device
-    drawn = continuation(step, [char_to_idx[c] for c in start_sequence], device, T)
-    return start_sequence + "".join(idx_to_char[i] for (i,) in itertools.islice(drawn, n_chars - len(start_sequence)))
-
-
-@common.builder
-def build(numbers: dict) -> MultilayerGRU:
-    """The model that the flags describe, or that a weights file describes and holds."""
-    V = len(numbers["chars"])
-    return MultilayerGRU(V, numbers["h_dim"], V, numbers["n_layers"], numbers["dropout"])
-
-
-@common.in_eval_mode
-def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
-    """Mean −log p, in nats, of each of ids[1:] given all characters before it, without dropout.
-
-    A long text is cut into at most 64 streams that run side by side. Each begins `warm` characters early, to have a
-    hidden state when its part comes; on tiny Shakespeare the result is that of one long stream to 2e-7 nats.
-    """
-    n, device = len(ids) - 1, next(model.parameters()).device
+    device = next(model.parameters()).device
+    n = len(ids) - 1
     n_streams = max(1, min(64, n // (4 * warm)))
     length = math.ceil(n / n_streams)
-    own = torch.arange(n_streams)[:, None] * length  # (K, 1): the position of the first target that is stream k's own
+    own = torch.arange(n_streams)[:, None] * length  # (K, 1): position of each stream's first target
     end = (own + length).clamp(max=n)
     start = (own - warm).clamp(min=0)
     total, hidden = 0.0, None
@@ -394,146 +278,277 @@ def evaluate(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
     return total / n
 
 
+def evaluate_run(run: Run, model: MultilayerGRU, held_out: Tensor) -> dict[str, float]:
+    """Load the best weights of the run into the model, evaluate them in float32, and return the results."""
+    best = run.load_weights("char_rnn.pth")
+    model.load_state_dict(best["state_dict"])
+    nats = held_out_loss(model, held_out)
+    return {"nats": nats, "bits": nats / math.log(2), "best_step": best["step"]}
+
+
+def settings(args: Namespace, text) -> dict:
+    """Return the config: all that rebuilds the model. The alphabet is the text's, or that of --weights."""
+    n, needed = len(text.train), args.batch_size * args.seq_len + 1
+    if n < needed:
+        batch = f"one batch of {args.batch_size} sequences needs {needed:,} characters, but there are {n:,}"
+        common.fail(f"{batch}. Use a smaller --batch-size or --seq-len.")
+    return {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
+
+
+@common.or_fail
+def build(config: dict) -> MultilayerGRU:
+    """Return the model of a config, or of a weights file, whose weights are loaded then."""
+    V = len(config["chars"])
+    return MultilayerGRU(V, config["h_dim"], V, config["n_layers"], config["dropout"])
+
+
+# Characters and their indices
+
+
+def char_maps(text: str) -> tuple[dict[str, int], dict[int, str]]:
+    """Return (char_to_idx, idx_to_char) of the text's characters, in sorted order."""
+    chars = sorted(set(text))
+    return {c: i for i, c in enumerate(chars)}, dict(enumerate(chars))
+
+
+def remove_chars(text: str, chars_to_remove: list[str]) -> tuple[str, int]:
+    """Return the text without these characters, and how many were removed."""
+    clean = texts.without(text, chars_to_remove)
+    return clean, len(text) - len(clean)
+
+
+def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
+    """Return the indices (N,) as uint8, int16 or int32. Raises KeyError for a character that has no index."""
+    return torch.from_numpy(texts.indices(text, char_to_idx))
+
+
+def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
+    """Return int8 (N, V). Row n is 1 at the index of character n (Technion; training takes the indices)."""
+    return F.one_hot(encode(text, char_to_idx).long(), len(char_to_idx)).to(torch.int8)
+
+
+def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
+    """Return the text of one-hot rows (N, V) (Technion; not called here)."""
+    return "".join(idx_to_char[i] for i in embedded.argmax(1).tolist())
+
+
+def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: int, device="cpu"):
+    """Return samples (N, S, V), one-hot int8, and labels (N, S), int64, one character ahead (Technion).
+
+    N = ⌊(len − 1) / S⌋. Training takes stream_batch.
+    """
+    n = (len(text) - 1) // seq_len
+    samples = chars_to_onehot(text[: n * seq_len], char_to_idx)
+    labels = encode(text[1 : n * seq_len + 1], char_to_idx).long()
+    return samples.view(n, seq_len, -1).to(device), labels.view(n, seq_len).to(device)
+
+
+class SequenceBatchSampler(torch.utils.data.Sampler):
+    """Indices such that sample k of batch j + 1 continues sample k of batch j, as the hidden state does (Technion).
+
+    Samples that fill no last batch are left out.
+    """
+
+    def __init__(self, dataset, batch_size: int):
+        self.batches, self.batch_size = len(dataset) // batch_size, batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([k * self.batches + j for j in range(self.batches) for k in range(self.batch_size)])
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+
+# Generation
+
+
+class OneStep:
+    """A trained model for one character at a time: 2.4 times as fast as MultilayerGRU.forward."""
+
+    def __init__(self, model: MultilayerGRU):
+        layers = [layer.fused(model.W_hy.dtype) for layer in model.layers]
+        self.layers = [[w.detach() for w in layer] for layer in layers]
+        W_x, b, *_ = self.layers[0]
+        self.table = W_x + b  # (V, 3H)
+        self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
+
+    def __call__(self, x: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return scores (B, O) and the hidden state of indices (B,). hidden: one (B, H) a layer. None is zeros."""
+        if hidden is None:
+            zeros = self.W_hy.new_zeros(len(x), len(self.W_hy))
+            hidden = [zeros] * len(self.layers)
+        last = []
+        for k, (W_x, b, U_zr, U_g) in enumerate(self.layers):
+            a = torch.addmm(b, last[-1], W_x) if k else self.table[x]  # (B, 3H)
+            last.append(gru_step(a, hidden[k], U_zr, U_g)[0])
+        return torch.addmm(self.b_y, last[-1], self.W_hy), last
+
+
+def one_step(model: nn.Module, n_chars: int) -> Callable:
+    """Return OneStep of a model, or its like for forward((B, S, V) one-hot floats, hidden) -> (scores, hidden)."""
+    if isinstance(model, MultilayerGRU):
+        return OneStep(model)
+
+    def step(x, hidden):
+        onehot = F.one_hot(x, n_chars).float()
+        scores, hidden = model(onehot[:, None], hidden)  # (B, 1, O)
+        return scores[:, -1], hidden
+
+    return step
+
+
+def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
+    """Return softmax(y / T) along dim of scores y of any shape, or for T = 0 its limit, 1 at the largest score.
+
+    Raises ValueError for a negative T.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature} is negative")
+    if temperature < torch.finfo(y.dtype).tiny:
+        return torch.zeros_like(y).scatter_(dim, y.argmax(dim, keepdim=True), 1.0)
+    return torch.softmax((y - y.amax(dim, keepdim=True)) / temperature, dim)
+
+
+def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Return probabilities (..., V) with 0 for all but the likeliest. The rest need not sum to 1.
+
+    top_k: how many are kept. top_p: the fewest that reach this sum are kept. This is nucleus sampling, Holtzman et
+    al. 2019, arXiv 1904.09751.
+    """
+    if top_k:
+        least = p.topk(min(top_k, p.shape[-1])).values[..., -1:]
+        p = p.where(p >= least, 0)
+    if top_p:
+        values, order = p.sort(descending=True)
+        before = values.cumsum(-1) - values
+        kept = before < top_p * values.sum(-1, keepdim=True)
+        p = p.scatter(-1, order, values.where(kept, 0))
+    return p
+
+
+@torch.inference_mode()
+def continuation(model, start: str, char_to_idx, T: float, top_k=None, top_p=None, n=1) -> Iterator[list[int]]:
+    """Draw n texts that follow `start`. Yield the index of the next character of each text, without end.
+
+    Reading the weights limits the speed. The n texts share each reading.
+    """
+    step, device, hidden = one_step(model, len(char_to_idx)), next(model.parameters()).device, None
+    for c in start:
+        scores, hidden = step(torch.full((n,), char_to_idx[c], device=device), hidden)  # (n, V)
+    while True:
+        p = keep_likely(hot_softmax(scores, 1, T), top_k, top_p)
+        # The largest p / ε, ε ~ Exp(1), is at x with probability p(x). torch.multinomial draws in this way.
+        x = (p / torch.empty_like(p).exponential_()).argmax(1)
+        yield x.tolist()
+        scores, hidden = step(x, hidden)
+
+
 @common.in_eval_mode
-def evaluate_windows(model: MultilayerGRU, ids: Tensor, length: int = 256) -> float:
-    """The same in windows that begin with nothing read, one after the other, as models with a context are measured."""
-    length = min(length, len(ids) - 1)
-    n, device = (len(ids) - 1) // length, next(model.parameters()).device
-    x, y = (part[: n * length].view(n, length).to(device).long() for part in (ids[:-1], ids[1:]))
-    total, parts = 0.0, zip(x.split(64), y.split(64), strict=True)
-    for part, truth in files.progress(parts, "windows", math.ceil(n / 64)):
-        total += F.cross_entropy(model(part)[0].flatten(0, 1).float(), truth.flatten(), reduction="sum").item()
-    return total / y.numel()
+def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, char_maps, T: float) -> str:
+    """Return start_sequence and the model's continuation, n_chars in all.
+
+    model: MultilayerGRU, or any with forward((1, S, V) one-hot floats, hidden or None) -> ((1, S, V) scores, hidden).
+    char_maps: (char_to_idx, idx_to_char). Raises ValueError for an empty start, and AssertionError, as the course
+    does, for a start that leaves nothing to generate.
+    """
+    char_to_idx, idx_to_char = char_maps
+    if not start_sequence:
+        raise ValueError("start_sequence is empty: the first character is given, not drawn")
+    n = n_chars - len(start_sequence)
+    if n <= 0:
+        raise AssertionError(f"start_sequence has {len(start_sequence)} characters: n_chars {n_chars} must be larger")
+    drawn = itertools.islice(continuation(model, start_sequence, char_to_idx, T), n)
+    return start_sequence + "".join(idx_to_char[i] for (i,) in drawn)
 
 
-def train(args: Namespace, device: torch.device) -> run_module.Run:
-    args, begun = common.begin_with("char_rnn", "char_rnn.pth", args, ("h_dim", "n_layers"))
-    text = texts.load_text(args.data, args.data_dir, args.min_count, args.held_out, args.encoding, begun.get("chars"))
-    ids, need = text.train.to(device), args.batch_size * args.seq_len + 1
-    if len(ids) < need:
-        batch = f"one batch of {args.batch_size} sequences needs {need:,}: make --batch-size or --seq-len smaller"
-        common.fail(f"{len(ids):,} characters to train on; {batch}")
-
-    numbers = {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
-    numbers |= {"data": args.data or text.name, "trained_on": f"{text}{text.note}"}
-    model = build(begun | numbers).to(device)
-    averaged = copy.deepcopy(model)
-    best = copy.deepcopy(model)  # the averaged weights with the lowest held-out loss so far
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
-    schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)  # for --lr-schedule plateau
-    state = run_module.State(steps=args.steps, hidden=None, measured={}, waited=0)
-    objects = {"model": model, "averaged": averaged, "best": best, "optimizer": optimizer, "schedule": schedule}
-    variant = f"char_rnn-{text.name}-{args.n_layers}x{args.h_dim}"
-    weights = {"char_rnn.pth": (averaged, numbers)}  # the latest, until there is a best
-    run = run_module.Run(args, variant, text, objects | {"state": state}, weights)
-    if state["measured"]:
-        run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
-    if run.finished():
-        return run
-    patience = args.early_stopping or math.inf
-    run.ending = state["waited"] >= patience
-    if run.ending and run.evaluated:
-        print(f"{run.folder} was stopped early at step {run.step}: a larger --early-stopping, or 0, goes on")
-        return run
-    if args.lr_schedule == "cosine":
-        state.plan(args.steps)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-    forward = common.for_training(model, args.compile)
-
-    for step in run.steps():
-        x, y, first = stream_batch(ids, args.batch_size, args.seq_len, step, args.seed)  # (B, S)
-        x, y = ranks.share(x), ranks.share(y)
-        if args.lr_schedule == "cosine":
-            optimizer.param_groups[0]["lr"] = common.cosine(step, args.steps, WARMUP, args.lr)
-        hidden = None if first else ranks.share(state["hidden"].to(device))
-        with autocast:
-            logits, hidden = forward(x, hidden)  # (B, S, V), (B, L, H)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-        optimizer.step()
-        common.average(averaged, model, args.ema, step)
-        state["hidden"] = ranks.gathered(hidden.detach())  # truncated: the next step's gradient ends here
-
-        run.add("train", nats=loss)
-        measure_now = run.due(args.eval_every)
-        if measure_now:
-            with autocast:
-                nats = ranks.from_first(evaluate(averaged, text.test))
-            run.add("test", nats=nats)
-            if args.lr_schedule == "plateau":
-                schedule.step(nats)
-            state["waited"] += 1
-            if nats < state["measured"].get("nats", math.inf):
-                state["measured"], state["waited"] = {"step": step, "nats": nats}, 0
-                best.load_state_dict(averaged.state_dict())
-                run.weights["char_rnn.pth"] = (best, numbers | state["measured"])
-        if measure_now or run.due(args.log_every):
-            run.log()
-        if run.due(args.sample_every):
-            sample = generate_from_model(averaged, text.chars[0], 500, char_maps(text.chars), T=0.8)
-            run.save_text("samples", sample)
-        if state["waited"] >= patience:
-            files.say(f"stopped early at step {step}: {state['waited']} measurements without a new best")
-            run.ending = True
-    shown, _ = run.weights["char_rnn.pth"]
-    nats = evaluate(shown, text.test)  # in float32
-    results = {"train_minutes": run.seconds / 60, "nats": nats, "bits": nats / math.log(2)}
-    results["nats_in_windows_of_256"] = evaluate_windows(shown, text.test)
-    results["best_step"] = state["measured"].get("step", run.step)
-    run_module.finish(run.folder, run.step, numbers["trained_on"], results)
-    return run
+# Use of trained weights
 
 
-def written(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
-    """--generate: the first text piece by piece, then those that were drawn beside it, at most 64 side by side."""
+def generate(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
+    """Yield the pieces that --generate prints: one text as it is drawn, or several when all are drawn."""
     char_to_idx, idx_to_char = char_maps(chars)
     start = texts.start_of_writing(args.start, chars)
-    begun, to_draw = [char_to_idx[c] for c in start], max(0, args.n_chars - len(start))
-    step, device = one_step(model, len(chars)), next(model.parameters()).device
-    for k in range(0, args.n_samples, 64):
-        n, others = min(64, args.n_samples - k), []
-        how = args.temperature, args.top_k, args.top_p, n
-        yield "\n" * (k > 0) + start
-        for i, *rest in itertools.islice(continuation(step, begun, device, *how), to_draw):
-            yield idx_to_char[i]
-            others.append(rest)
-        yield "\n"
-        for j in range(n - 1):
-            yield "\n" + start + "".join(idx_to_char[rest[j]] for rest in others) + "\n"
+    how = args.temperature, args.top_k, args.top_p, args.n_samples
+    drawn = continuation(model, start, char_to_idx, *how)
+    drawn = itertools.islice(drawn, max(0, args.n_chars - len(start)))
+    if args.n_samples > 1:
+        rows = list(drawn)  # (N, n_samples)
+        written = ["".join(idx_to_char[row[k]] for row in rows) for k in range(args.n_samples)]
+        yield "\n".join(start + text + "\n" for text in written)
+        return
+    yield start
+    for (i,) in drawn:
+        yield idx_to_char[i]
+    yield "\n"
 
 
 def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
-    """--score: nats and bits per character of a text."""
+    """Print nats and bits per character of the text of --score."""
     try:
         text = texts.read_text(args.score, args.data_dir, args.encoding)
     except (OSError, ValueError) as error:
         common.fail(f"--score {args.score}: {error}")
-    strange = sorted(texts.char_counts(text).keys() - set(chars))
+    strange = sorted(set(text) - set(chars))
     text, n_removed = remove_chars(text, strange)
     if n_removed:
-        files.say(f"not in the alphabet and left out: {n_removed:,} characters, {texts.some(strange)}", sys.stderr)
+        removed = f"{n_removed:,} characters, {texts.some(strange)}"
+        print(f"not in the alphabet and left out: {removed}", file=sys.stderr)
     if len(text) < 2:
-        common.fail(f"--score {args.score}: {len(text)} characters of the alphabet; at least two are needed")
-    nats = evaluate(model, encode(text, char_maps(chars)[0]))
+        common.fail(f"--score {args.score} has {len(text)} characters of the alphabet. Name a longer text.")
+    nats = held_out_loss(model, encode(text, char_maps(chars)[0]))
     scored = f"{len(text) - 1:,} characters scored, the first is given"
     print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({scored})")
 
 
 def use(args: Namespace, device: torch.device) -> None:
-    """What is done with trained weights."""
-    numbers, _ = common.find_weights("char_rnn", "char_rnn.pth", args)
-    model = build(numbers).to(device).eval()
+    """Do what --generate and --score ask for."""
+    config = common.Trained(args).config
+    model = build(config).to(device).eval()
     if args.generate:
-        texts.print_as_it_comes(written(args, model, numbers["chars"]))
+        texts.print_as_it_comes(generate(args, model, config["chars"]))
     if args.score is not None:
-        score(args, model, numbers["chars"])
+        score(args, model, config["chars"])
 
 
-def main(argv: list[str] | None = None) -> run_module.Run | None:
+# Flags
+
+
+def get_args(argv: list[str] | None = None) -> Namespace:
+    names = "tinyshakespeare, shakespeare, python"
+    numbers = {"steps": 6000, "batch_size": 32, "lr": 3e-3}
+    p = common.parser("char_rnn", "char_rnn.pth", __doc__, **numbers, names=names, makes="text")
+    add = p.group("data")
+    encoding = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
+    add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding)
+    add("--min-count", type=common.count, default=1, help="remove characters that occur less often")
+    add("--held-out", type=common.share, default=0.1, help="part of the text, its end, not trained on")
+    add = p.group("model")
+    add("--h-dim", type=common.count, default=512, help="hidden units per layer")
+    add("--n-layers", type=common.between(1, 100), default=2, help="layers")
+    add("--dropout", type=common.share, default=0.4, help="on every layer's output")
+    add = p.group("optimisation")
+    add("--seq-len", type=common.count, default=64, help="steps of backpropagation through time")
+    add("--clip", type=common.positive, default=1.0, help="largest norm of the gradient")
+    add("--ema", type=common.share, default=0.998, help="decay of the averaged weights; 0 is none")
+    add("--eval-every", type=common.count, default=500, help="steps between held-out losses")
+    add = p.group("trained weights")
+    start = r"text that --generate continues; \n is a line break (the default) where no \ is known"
+    add("--start", help=start)
+    add("--n-chars", type=common.count, default=1000, help="characters of a text, with the start")
+    add("--n-samples", type=common.count, default=1, help="texts, drawn side by side")
+    temperature = "below 1 is more careful; 0: the likeliest"
+    add("--temperature", type=common.amount, default=1.0, help=temperature)
+    add("--top-k", type=common.count, help="draw from the k likeliest characters only")
+    top_p = "draw from the likeliest characters that make up this probability"
+    add("--top-p", type=number(float, 0, 1, above=True, below=True), help=top_p)
+    add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
+    of_generate = ("start", "n_chars", "n_samples", "temperature", "top_k", "top_p")
+    return p.parse(argv, **dict.fromkeys(of_generate, ("generate",)))
+
+
+def main(argv: list[str] | None = None) -> Run | None:
     return common.run(get_args(argv), train, use)
 
 
 if __name__ == "__main__":
-    main()
+    common.program(main)

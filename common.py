@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from plumbing.data import images
 from plumbing.data.batches import batches  # noqa: F401
 from plumbing.run.checkpoints import SHIPPED, load, save  # noqa: F401
+from plumbing.run.export import write_npz
 from plumbing.run.networks import in_eval_mode, or_fail  # noqa: F401
-from plumbing.run.npz import write_npz
 from plumbing.run.pictures import export_images, save_grid, to_uint8
 from plumbing.run.run import write_results
 from plumbing.system import files, hardware, ranks
-from plumbing.system.flags import Parser, amount, between, count, natural, positive, share  # noqa: F401
+from plumbing.system.flags import Parser, amount, between, count, natural, number, positive, share  # noqa: F401
 from plumbing.system.process import RESUME, fail, program, running  # noqa: F401
 
 GRID = 400  # generated images above which each image gets a file

@@ -303,23 +303,22 @@ def write_stats(path: Path, s: Statistics, about: dict) -> None:
 
 def get_args(argv: list[str] | None = None) -> Namespace:
     p = common.Parser(__doc__, "%(prog)s REAL [GENERATED] [flags]")
-    add = p.add_argument
     real_help = "folder, archive or .npz of images, .npz of statistics, data set, run folder or its weights"
-    add("real", metavar="REAL", help=real_help)
+    p.add_argument("real", metavar="REAL", help=real_help)
     generated_help = "as REAL; only --save-stats does without"
-    add("generated", metavar="GENERATED", nargs="?", help=generated_help)
+    p.add_argument("generated", metavar="GENERATED", nargs="?", help=generated_help)
+    add = p.group("flags")
     features_help = "inception, lenet (a classifier of REAL's classes), or a weights file of simclr.py"
     add("--features", metavar="NETWORK", default="inception", help=features_help)
     add("--weights", help="Inception weights (default: torch hub's cache, else the download)")
-    count, natural = common.number(int, 1), common.number(int, 0)
     add("--n", type=common.number(int, 2), default=SAMPLES, help="samples of a run's generator")
-    add("--seed", type=natural, default=0, help="seed of these samples")
+    add("--seed", type=common.natural, default=0, help="seed of these samples")
     kid_help = "also the kernel distance (KID), unbiased for few images; keeps all features"
     add("--kid", action="store_true", help=kid_help)
     stats_help = "write mu and sigma of REAL"
     add("--save-stats", type=sources.new_npz, metavar="FILE.npz", help=stats_help)
     add("--json", action="store_true", help="print the result as JSON")
-    add("--batch-size", type=count, default=50, help="images at a time")
+    add("--batch-size", type=common.count, default=50, help="images at a time")
     device_help = "auto, cuda, mps or cpu"
     add("--device", type=hardware.device_name, default="auto", metavar="NAME", help=device_help)
     add("--data-dir", default="data", help="where data sets and trained classifiers are kept")
@@ -346,7 +345,7 @@ def encoder(path: Path) -> sources.Encoder:
     import simclr
 
     config = checkpoints.load(path, ("simclr",), "trained_on")
-    net = simclr.Encoder(simclr.build(config).f, config)
+    net = simclr.Encoder(simclr.build(config))
     name = f"simclr.py's {config['encoder']}, trained on {config['trained_on']}"
     return sources.Encoder(net, config["image_size"], name, files.sha256(path))
 
@@ -376,7 +375,7 @@ def open_source(text: str, args: Namespace, device: torch.device, size: int | No
     config = checkpoints.load(weights, sources.GENERATORS, "trained_on")
     script = importlib.import_module(config["script"])
     model = script.build(config).to(device).eval()
-    samples = lambda _mode: script.draw(model, args.n, seed)
+    samples = lambda _mode: script.draw_samples(model, args.n, seed)
     return Source(str(weights), args.n, samples, config["image_size"], seed=seed)
 
 
@@ -447,4 +446,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.program(main)

@@ -34,11 +34,17 @@ import common
 from plumbing.data import images
 from plumbing.run import latent
 from plumbing.run.export import export
-from plumbing.run.networks import output_shape
+from plumbing.run.networks import device_and_dtype, output_shape
 from plumbing.run.run import Run
 from plumbing.system.files import progress
 
 WARMUP = 500  # steps in which the learning rate rises to --lr
+
+
+def stage(convolution):
+    """Return the convolution with BatchNorm and ReLU behind it."""
+    norm = nn.BatchNorm2d(convolution.out_channels)
+    return nn.Sequential(convolution, norm, nn.ReLU(inplace=True))
 
 
 class EncoderCNN(nn.Module):
@@ -46,17 +52,12 @@ class EncoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-
-        def stage(i, o):
-            convolution = nn.Conv2d(i, o, 4, 2, 1, bias=False)
-            return nn.Sequential(convolution, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-
         eighth, quarter, half = (max(1, out_channels // k) for k in (8, 4, 2))
         self.cnn = nn.Sequential(
-            stage(in_channels, eighth),  # (B, out_channels/8, H/2, W/2)
-            stage(eighth, quarter),
-            stage(quarter, half),
-            stage(half, out_channels),  # (B, out_channels, H/16, W/16)
+            stage(nn.Conv2d(in_channels, eighth, 4, 2, 1, bias=False)),  # (B, o/8, H/2, W/2)
+            stage(nn.Conv2d(eighth, quarter, 4, 2, 1, bias=False)),
+            stage(nn.Conv2d(quarter, half, 4, 2, 1, bias=False)),
+            stage(nn.Conv2d(half, out_channels, 4, 2, 1, bias=False)),  # (B, o, H/16, W/16)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,17 +69,12 @@ class DecoderCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-
-        def stage(i, o):
-            convolution = nn.ConvTranspose2d(i, o, 4, 2, 1)
-            return nn.Sequential(convolution, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-
         half, quarter, eighth = (max(1, in_channels // k) for k in (2, 4, 8))
         self.cnn = nn.Sequential(
-            stage(in_channels, half),  # (B, in_channels/2, H/8, W/8)
-            stage(half, quarter),
-            stage(quarter, eighth),
-            nn.ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, out_channels, H, W)
+            stage(nn.ConvTranspose2d(in_channels, half, 4, 2, 1)),  # (B, i/2, H/8, W/8)
+            stage(nn.ConvTranspose2d(half, quarter, 4, 2, 1)),
+            stage(nn.ConvTranspose2d(quarter, eighth, 4, 2, 1)),
+            nn.ConvTranspose2d(eighth, out_channels, 4, 2, 1),  # (B, o, H, W)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -100,30 +96,30 @@ class VAE(nn.Module):
     Raises ValueError for a decoder that returns another shape.
     """
 
-    def __init__(self, features_encoder: nn.Module, features_decoder: nn.Module, in_size, z_dim: int):
+    def __init__(self, features_encoder, features_decoder, in_size, z_dim: int):
         super().__init__()
         shape = output_shape(features_encoder, in_size)
         x_hat_shape = output_shape(features_decoder, shape)
         if x_hat_shape != tuple(in_size):
-            raise ValueError(f"the decoder returns images {x_hat_shape} instead of {tuple(in_size)}")
+            raise ValueError(f"the decoder returns {x_hat_shape} instead of {tuple(in_size)}")
         n = math.prod(shape)
-        first = next(features_encoder.parameters(), torch.empty(0))
-        to_z = nn.Linear(n, 2 * z_dim, device=first.device, dtype=first.dtype)
-        from_z = nn.Linear(z_dim, n, device=first.device, dtype=first.dtype)
+        at = device_and_dtype(features_encoder)
+        to_z, from_z = nn.Linear(n, 2 * z_dim, **at), nn.Linear(z_dim, n, **at)
         self.encoder = nn.Sequential(features_encoder, nn.Flatten(), to_z)
         self.decoder = nn.Sequential(from_z, nn.Unflatten(1, shape), features_decoder)
         self.z_dim = z_dim
         self.set_likelihood("gaussian")
 
-    def set_likelihood(self, likelihood: str, x_sigma2: float = 0.001, binarize: bool = False) -> None:
+    def set_likelihood(self, likelihood: str, x_sigma2=0.001, binarize=False):
         """Choose p(x|z), "bernoulli" or "gaussian". Raises ValueError for another name.
 
         x_sigma2: see Gaussian. binarize: prepare() draws each pixel, 0 or 1, from its grey value.
         """
         likelihoods = {"bernoulli": Bernoulli(), "gaussian": Gaussian(x_sigma2)}
         if likelihood not in likelihoods:
-            raise ValueError(f"there is no likelihood {likelihood}; there are {', '.join(likelihoods)}")
+            raise ValueError(f"no likelihood {likelihood}; there are bernoulli and gaussian")
         self.likelihood, self.p_x = likelihood, likelihoods[likelihood]
+        self.output = self.p_x.output
         self.x_sigma2, self.binarize = x_sigma2, binarize
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,21 +138,20 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x|z), (B, C, H, W) in the range of the images."""
-        return self.p_x.output(to_float32(self.decoder(z)))
+        return self.output(to_float32(self.decoder(z)))
 
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
-        weight = next(self.parameters())
-        generator = None if seed is None else torch.Generator(weight.device).manual_seed(seed)
-        z = torch.randn(n, self.z_dim, generator=generator, device=weight.device, dtype=weight.dtype)
-        return self.decode(z).cpu()
+        at = device_and_dtype(self)
+        generator = None if seed is None else torch.Generator(at["device"]).manual_seed(seed)
+        return self.decode(torch.randn(n, self.z_dim, generator=generator, **at)).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
         z, mu, log_sigma2 = self.encode(x)
         out = to_float32(self.decoder(z))
-        return out if logits else self.p_x.output(out), mu, log_sigma2
+        return out if logits else self.output(out), mu, log_sigma2
 
 
 class TsinghuaVAE(VAE):
@@ -212,7 +207,7 @@ class TsinghuaVAE(VAE):
         return super().reparameterize(mu, log_sigma2), mu, log_sigma2
 
 
-def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 32, width: int = 192) -> VAE:
+def build_vae(arch: str, latent_dim: int, channels=1, image_size=32, width=192) -> VAE:
     """Return a VAE by name. width: channels next to z, or units of mlp; tsinghua has its own.
 
     Raises ValueError for images that the architecture cannot take.
@@ -220,7 +215,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
     in_size = (channels, image_size, image_size)
     if arch == "tsinghua":
         if in_size != (1, 32, 32):
-            raise ValueError(f"tsinghua takes 1x32x32 images, not {channels}x{image_size}x{image_size}")
+            raise ValueError(f"tsinghua takes 1x32x32 images, not {in_size}")
         return TsinghuaVAE(latent_dim)
     if arch == "technion":
         encoder, decoder = EncoderCNN(channels, width), DecoderCNN(width, channels)
@@ -231,7 +226,7 @@ def build_vae(arch: str, latent_dim: int, channels: int = 1, image_size: int = 3
             decoder = nn.Sequential(decoder, nn.ZeroPad2d([-near, -far, -near, -far]))
         return VAE(encoder, decoder, in_size, latent_dim)
     if arch != "mlp":
-        raise ValueError(f"there is no architecture {arch}; there are technion, tsinghua and mlp")
+        raise ValueError(f"no architecture {arch}; there are technion, tsinghua and mlp")
 
     def dense(i, o):
         return nn.Sequential(nn.Linear(i, o), nn.ReLU(inplace=True))
@@ -270,15 +265,16 @@ class Bernoulli:
     """p(x|z) = Π x̂ˣ (1 − x̂)¹⁻ˣ over pixels x in [0, 1]. x̂ = sigmoid(out), out (B, C, H, W) the decoder's logits."""
 
     low = 0  # images lie in [low, 1]
-    output = staticmethod(torch.sigmoid)
+    output = nn.Sigmoid()
 
     def loss(self, x, out, mu, log_sigma2, beta):
         return bce_vae_loss(x, out, mu, log_sigma2, beta, logits=True)
 
     def log_density(self, x, out):
-        return (x * out - F.softplus(out)).flatten(2).sum(-1)  # (K, B) of x (B, ...) and out (K, B, ...)
+        log_p = x * out - F.softplus(out)  # (K, B, C, H, W) from x (B, ...) and out (K, B, ...)
+        return log_p.flatten(2).sum(-1)
 
-    def elbo(self, rec, kl, d_x):  # of the loss's terms, in nats per image
+    def elbo(self, rec, kl, _):  # of the loss's terms, in nats per image
         return -rec - kl
 
 
@@ -286,7 +282,7 @@ class Gaussian:
     """p(x|z) = N(x̂, s d_x I) for values in [-1, 1]. x̂ = tanh(out), d_x = C H W, s = x_sigma2 (Technion)."""
 
     low = -1
-    output = staticmethod(torch.tanh)
+    output = nn.Tanh()
 
     def __init__(self, x_sigma2: float):
         self.x_sigma2 = x_sigma2
@@ -303,8 +299,8 @@ class Gaussian:
         return -(rec + kl) / 2 - d_x / 2 * math.log(2 * math.pi * self.x_sigma2 * d_x)
 
 
-def objective(model: nn.Module, x: Tensor, p_x: Bernoulli | Gaussian, beta: float) -> tuple[Tensor, ...]:
-    """Return (loss, reconstruction term, KL term) of a batch in the likelihood's range."""
+def objective(model: nn.Module, x: Tensor, p_x, beta: float) -> tuple[Tensor, ...]:
+    """Return (loss, reconstruction term, KL term) of a batch. p_x: the model's Bernoulli or Gaussian."""
     out, mu, log_sigma2 = model(x, logits=True)
     return p_x.loss(x, out, mu, log_sigma2, beta)
 
@@ -323,26 +319,10 @@ def to_unit_range(model: VAE, x: Tensor) -> Tensor:
     return x if model.p_x.low == 0 else (x + 1) / 2
 
 
-@torch.no_grad()
-def init_near_prior(model: VAE, x: Tensor) -> None:
-    """Initialise so that q(z|x) is near p(z), and Bernoulli outputs near the mean of uint8 images x (N, C, H, W).
-
-    With PyTorch's initialisation the first steps make all images darker. Most ReLUs next to z then stay at 0 for the
-    rest of the training. On MNIST 4 of 10 latents were used, and the ELBO after 20,000 steps was -129.2 instead of
-    -105.1 nats (tsinghua, seed 0).
-    """
-    model.encoder[-1].weight *= 0.1
-    if model.likelihood == "bernoulli":
-        last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
-        last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
-
-
 def schedule(step: int, steps: int, kind: str) -> float:
     """Return the factor of --lr in step 1 ... steps: linear warm-up, then a cosine to 0, or constant."""
-    factor = min(1, step / WARMUP)
-    if kind == "cosine":
-        factor *= (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-    return factor
+    fall = (1 + math.cos(math.pi * (step - 1) / steps)) / 2 if kind == "cosine" else 1
+    return min(1, step / WARMUP) * fall
 
 
 def kl_warmup(step: int, steps: int, arch: str) -> float:
@@ -353,7 +333,8 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     config = settings(args, data)
-    model = build(args.begin | config).to(device)  # args.begin: the weights of --weights, if it was typed
+    # args.begin holds the weights of --weights, or nothing. build() loads them.
+    model = build(args.begin | config).to(device)
     if not args.begin:
         init_near_prior(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
@@ -385,14 +366,28 @@ def train(args: Namespace, device: torch.device) -> Run:
     return run.finish(evaluate_run(model, data, run.folder, args), MEANING)
 
 
-# ------------------------------------------------------------------------------------------------------ measurements
+@torch.no_grad()
+def init_near_prior(model: VAE, x: Tensor) -> None:
+    """Initialise so that q(z|x) is near p(z), and Bernoulli outputs near the mean of uint8 images x (N, C, H, W).
+
+    With PyTorch's initialisation the first steps make all images darker. Most ReLUs next to z then stay at 0 for the
+    rest of the training. On MNIST 4 of 10 latents were used, and the ELBO after 20,000 steps was -129.2 instead of
+    -105.1 nats (tsinghua, seed 0).
+    """
+    model.encoder[-1].weight *= 0.1
+    if model.likelihood == "bernoulli":
+        last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
+        last.bias.fill_(torch.logit(x[:5000].float().mean() / 255, eps=0.01))
+
+
+# Measurements
 
 MEANING = {  # of results: unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
     "log_px": "log p(x) at least {:.2f} nats, the higher the better",
     "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
+    "fd_lenet": "FD-LeNet {:.3g}, the lower the better (LeNet's features, not FID)",
+    "class_entropy": "class entropy {:.3f} nats of the samples; ten equal classes have 2.303",
 }
 
 
@@ -407,7 +402,8 @@ def mean_losses(model: VAE, x: Tensor, beta: float) -> dict[str, float]:
     torch.manual_seed(0)  # the next training step seeds its own noise, in Run.steps
     sums = 0
     for batch in progress(x.split(500), "ELBO", math.ceil(len(x) / 500)):
-        sums += len(batch) * torch.stack(objective(model, prepare(model, batch), model.p_x, beta))
+        terms = objective(model, prepare(model, batch), model.p_x, beta)
+        sums += len(batch) * torch.stack(terms)
     return dict(zip(("loss", "rec", "kl"), (sums / len(x)).tolist(), strict=True))
 
 
@@ -508,7 +504,8 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
 
     # The bound on log p(x) costs 128 passes an image: of the first 1,000 images, unless --samples asks for all.
     x, n_samples = (data.test, args.samples) if args.samples else (data.test[:1000], 128)
-    results |= {"log_px": log_px(model, x, n_samples), "log_px_images": len(x), "log_px_samples": n_samples}
+    results["log_px"] = log_px(model, x, n_samples)
+    results |= {"log_px_images": len(x), "log_px_samples": n_samples}
     grid, columns = reconstructions(model, data.test)
     common.save_grid(grid, folder / "reconstructions.png", columns, pairs=True)
     results["active_units"] = active_units(model, data.test)
@@ -529,30 +526,32 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
 def settings(args: Namespace, data) -> dict:
     """Return the config: all that rebuilds the model, and β. Flags that were left open are decided by the images."""
     channels, image_size = data.train.shape[1:3]
-    width = args.width or (500 if args.arch == "mlp" else 192 if image_size <= 32 else 256)
+    convolutional_width = 192 if image_size <= 32 else 256
+    width = args.width or {"mlp": 500}.get(args.arch, convolutional_width)
     likelihood = args.likelihood or ("bernoulli" if channels == 1 else "gaussian")
     if args.arch == "tsinghua" and "width" in args.typed:
         common.fail("--arch tsinghua has the layers of its table. Leave out --width.")
     if args.arch == "technion" and args.batch_size == 1 and image_size <= 16:
-        common.fail("BatchNorm over maps of one pixel needs at least 2 images. Use --batch-size 2 or more.")
+        common.fail("BatchNorm over maps of one pixel needs 2 images. Use a larger --batch-size.")
     if "x_sigma2" in args.typed and likelihood == "bernoulli":
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    config = {name: vars(args)[name] for name in ("arch", "latent_dim", "x_sigma2", "beta", "binarize")}
-    images = {"channels": channels, "image_size": image_size}
-    return config | images | {"width": width, "likelihood": likelihood}
+    names = ("arch", "latent_dim", "x_sigma2", "beta", "binarize")
+    config = {name: vars(args)[name] for name in names} | {"width": width, "likelihood": likelihood}
+    return config | {"channels": channels, "image_size": image_size}
 
 
 @common.or_fail
 def build(config: dict) -> VAE:
     """Return the model of a config, or of a weights file, whose weights are loaded then."""
-    model = build_vae(*(config[k] for k in ("arch", "latent_dim", "channels", "image_size", "width")))
+    names = ("arch", "latent_dim", "channels", "image_size", "width")
+    model = build_vae(*(config[name] for name in names))
     model.set_likelihood(config["likelihood"], config["x_sigma2"], config["binarize"])
     return model
 
 
-# -------------------------------------------------------------------------------------------- use of trained weights
+# Use of trained weights
 
 
 class AtTheMean(nn.Module):
@@ -579,9 +578,12 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.generate:
         common.save_generated(draw_samples(model, args.n, args.seed), args.n, trained.folder)
     if args.interpolate is not None:
-        x = trained.read(args.interpolate) if args.interpolate else images.one_of_each(trained.data())
+        if args.interpolate:
+            x = trained.read(args.interpolate)
+        else:
+            x = images.one_of_each(trained.data())
         if len(x) < 2:
-            common.fail("there is only one held-out image. Name two image files after --interpolate.")
+            common.fail("there is one held-out image only. Name two image files: --interpolate A B")
         path = trained.folder / "interpolation.png"
         draw_interpolation(model, x, path)
         print(path)
@@ -594,7 +596,7 @@ def use(args: Namespace, device: torch.device) -> None:
         export(AtTheMean(model.cpu()), x, trained.folder / "VAE_model.pth", ranges)
 
 
-# ------------------------------------------------------------------------------------------------- the command line
+# Command line
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
@@ -602,27 +604,20 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("model")
     add("--latent-dim", type=common.count, default=10, help="dimensions of z")
     add("--arch", choices=["technion", "tsinghua", "mlp"], default="technion", help="network")
-    width = "channels next to z, or units of mlp (default: 192, above 32 pixels 256; mlp: 500)"
-    add("--width", type=common.between(8, 2048), help=width)
-    image_size = "side in pixels (default: 32, or 64 for images that large)"
-    add("--image-size", type=common.between(1, 4096), help=image_size)
-    likelihood = "p(x|z) (default: bernoulli for grey images, else gaussian)"
-    add("--likelihood", choices=["bernoulli", "gaussian"], help=likelihood)
-    binarize = "draw each pixel, 0 or 1, from its grey value, anew in each step"
-    add("--binarize", action="store_true", help=binarize)
-    sigma = "gaussian: the variance of each value of x is this times C·H·W (Technion)"
-    add("--x-sigma2", type=common.positive, default=0.001, help=sigma)
-    beta = "weight of the KL term (beta-VAE); mlp rises to it in a quarter of the steps"
-    add("--beta", type=common.amount, default=1.0, help=beta)
+    add("--width", type=common.between(8, 2048), help="channels next to z, or units of mlp")
+    add("--image-size", type=common.between(1, 4096), help="side in pixels (default: 32, or 64)")
+    add("--likelihood", choices=["bernoulli", "gaussian"], help="p(x|z) (default: by colour)")
+    add("--binarize", action="store_true", help="draw pixels, 0 or 1, from grey values in each step")
+    add("--x-sigma2", type=common.positive, default=0.001, help="gaussian: variance over C·H·W")
+    add("--beta", type=common.amount, default=1.0, help="weight of the KL term (beta-VAE)")
     add = p.group("optimisation")
-    lr_schedule = "warm-up, then a cosine to 0 at --steps, or constant"
-    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help=lr_schedule)
+    add("--lr-schedule", choices=["cosine", "constant"], default="cosine", help="after warm-up")
     add = p.group("run")
     samples = "importance samples for log p(x) of all test images (default: 128, of the first 1,000)"
     add("--samples", type=common.between(1, 1_000_000), help=samples)
     add = p.group("trained weights")
-    add("--eval", action="store_true", help="do not train: evaluate a run and draw its pictures again")
-    interpolate = "do not train: draw interpolation.png, between two image files or test images"
+    add("--eval", action="store_true", help="do not train: evaluate a run, draw its pictures again")
+    interpolate = "do not train: draw from one image file, or test image, to another"
     add("--interpolate", nargs="*", metavar="FILE", help=interpolate)
     encode = "do not train: write mu, log_sigma2 and the ELBO of each image of --data"
     add("--encode", metavar="FILE.npz", help=encode)

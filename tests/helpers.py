@@ -126,6 +126,18 @@ def losses_agree(n: int, tau: float) -> None:
 # ---------------------------------------------------------------------------------------------------- calls and runs
 
 
+class NoJudge:
+    """fid.Judge that measures nothing."""
+
+    distance = None
+
+    def __init__(self, *_, **__) -> None:
+        """Take fid.Judge's arguments."""
+
+    def __call__(self, draw) -> dict:  # noqa: ARG002
+        return {}
+
+
 def error_line(capsys, call, *args) -> str:
     """The one line that a call leaves on standard error when it ends with status 2."""
     with pytest.raises(SystemExit) as stop:

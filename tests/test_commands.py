@@ -188,7 +188,7 @@ def test_every_number_for_every_flag(capsys, monkeypatch):
     """One line and exit 2, or a run: of what is accepted 20 are tried, with --long all."""
     write_inputs()
     monkeypatch.setattr(fid, "judges", lambda *_: {})
-    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    monkeypatch.setattr(simclr, "evaluate_run", lambda *_: {})
     tried, accepted = 0, []
     for script in SCRIPTS:
         for flag in numeric_flags(script):

@@ -16,7 +16,7 @@ import gan_mnist
 import simclr
 import vae
 from plumbing.data import images, texts
-from tests.helpers import RUNS, batch, image, letters, write_inputs
+from tests.helpers import RUNS, NoJudge, batch, image, letters, write_inputs
 
 CPU_AND_OTHERS = [("cpu", torch.float32), ("cpu", torch.float64), ("meta", torch.float32)]
 
@@ -281,8 +281,8 @@ def test_tsinghua_encode_decode():
 def test_tensorboard_has_the_sample_grids(script, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr("fid.judges", lambda *_: {})
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr("fid.Judge", NoJudge)
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     script.main([*RUNS[script], "--steps", "4", "--sample-every", "2", "--log-every", "1", "--out", "run"])
     events = EventAccumulator("run", {"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [1, 2, 4] and events.Tags()["scalars"]
@@ -309,7 +309,7 @@ def test_tensorboard_has_curves_on_a_card_and_sample_texts():
 
 
 def test_label_smoothing_is_for_probabilities(monkeypatch):
-    monkeypatch.setattr("fid.judges", lambda *_: {})
+    monkeypatch.setattr("fid.Judge", NoJudge)
     seen = {}
     game = dcgan.game
     monkeypatch.setattr(dcgan, "game", lambda loss, *labels: seen.update({loss: labels}) or game(loss, *labels))

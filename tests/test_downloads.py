@@ -1,4 +1,4 @@
-"""Servers that fail, lie or drip; mirrors and checksums."""
+"""Servers that fail or lie; mirrors and checksums."""
 
 import hashlib
 import http.server
@@ -15,7 +15,6 @@ import fid
 import vae
 from plumbing.data import texts
 from plumbing.judge import inception
-from plumbing.system import files
 from tests.helpers import as_files, error_line, letters, photos, told
 
 
@@ -83,16 +82,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"\0\1\2 no HTTP\r\n\r\n")
         elif kind == "silent":
             time.sleep(1)
-        elif kind == "drip":
-            self.answer(good[:1], Content_Length=str(len(good)))
-            for byte in good[1:6]:
-                time.sleep(0.05)
-                self.wfile.write(bytes([byte]))
         else:
             self.answer(good, Content_Length=str(len(good)))
 
 
-BAD_SERVERS = "403 404 500 503 cut chunk page other empty circle local nothing babble silent drip".split()
+BAD_SERVERS = "403 404 500 503 cut chunk page other empty circle local nothing babble silent".split()
 
 
 @pytest.mark.parametrize("kind", BAD_SERVERS)
@@ -102,20 +96,17 @@ def test_bad_servers(kind, capsys, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     socket.setdefaulttimeout(0.3)
-    clock, begun = time.monotonic, time.monotonic()
-    monkeypatch.setattr(files.time, "monotonic", lambda: begun + 1000 * (clock() - begun))
     sha1 = hashlib.sha1(b"blob 70000\0" + Server.content).hexdigest()
     try:
         monkeypatch.setitem(texts.GIT_FILES, "tinyshakespeare", (sha1, f"{address}/{kind}"))
         line = told(capsys, char_rnn.main, ["--data", "tinyshakespeare"])
-        assert f"{address}/{kind}: " in line and "copy the text to data/tinyshakespeare.txt" in line
+        assert f"{address}/{kind}: " in line and "Copy the text to data/tinyshakespeare.txt" in line
         assert not list(Path("data").iterdir())
         if kind not in ("other", "empty"):  # a text without a checksum can be anything
             assert f"{address}/{kind}: " in told(capsys, char_rnn.main, ["--data", f"{address}/{kind}"])
         assert "could not be downloaded" in told(capsys, vae.main, ["--data", f"{address}/{kind}"])
         assert not [path for path in Path("data").rglob("*") if path.is_file()]
         monkeypatch.setitem(texts.GIT_FILES, "tinyshakespeare", (sha1, f"{address}/{kind}", f"{address}/moved"))
-        monkeypatch.setattr(files.time, "monotonic", clock)
         assert texts.read_text("tinyshakespeare", "data") == letters(70_000)
     finally:
         socket.setdefaulttimeout(None)

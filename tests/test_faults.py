@@ -66,7 +66,7 @@ def damages(good: bytes, chance: random.Random):
 
 def test_damaged_checkpoints_are_noticed(capsys, monkeypatch):
     """torch.load itself takes most flipped bits for weights."""
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", "1"])
     file, state = Path("run/last.pth"), last_of("run")
     good = file.read_bytes()
@@ -86,7 +86,7 @@ def test_damaged_checkpoints_are_noticed(capsys, monkeypatch):
 def test_a_full_disk(capsys, monkeypatch):
     """Wherever writing fails: one line, the checkpoint before it is whole, and the same command goes on."""
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", "1"])
     largest, chance = Path("run/last.pth").stat().st_size, random.Random(0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -127,9 +127,9 @@ def test_two_processes_in_one_folder(capsys, monkeypatch):
     assert f"in use by process {first.pid}" in told(capsys, vae.main, [*SMALL, "--steps", "1000001", "--fresh"])
     first.kill()
     first.wait()
-    assert str(first.pid) in Path("run/lock").read_text()  # a lock that nobody holds any more
+    assert str(first.pid) in Path("run/lock.txt").read_text()  # nobody holds the lock any more
     step = last_of("run")["step"]
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", str(step + 1)])
 
 
@@ -263,7 +263,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(capsys):
 
 
 def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", "2"])
     good, add = Path("run/last.pth").read_bytes(), run_module.Run.add
 
@@ -279,7 +279,7 @@ def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
 
 
 def test_weights_of_another_run_are_not_overwritten(capsys, monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", "1"])
     Path("run/last.pth").unlink()
     assert "run/vae.pth is of another run" in told(capsys, vae.main, [*SMALL, "--seed", "1", "--steps", "1"])
@@ -290,7 +290,7 @@ def test_weights_of_another_run_are_not_overwritten(capsys, monkeypatch):
 
 
 def test_a_clock_that_stands_still_and_a_disk_that_turns_read_only(capsys, monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     monkeypatch.setattr(time, "strftime", lambda _: "now")
     for _ in range(3):
         vae.main([*SMALL, "--steps", "1", "--fresh"])

@@ -1,4 +1,4 @@
-"""Folders and arrays of images as people have them: transparency, depths, layouts, links, endings, shapes, sizes."""
+"""Test folders and arrays of images as people have them, with every transparency, depth, layout, link and shape."""
 
 import json
 import os
@@ -28,12 +28,12 @@ def read(source: str, size: int | None = 16) -> images.ImageData:
 
 
 def everything(data: images.ImageData) -> np.ndarray:
-    """Both parts (N, C, S, S), in any order."""
+    """Return both splits as one array (N, C, S, S)."""
     return torch.cat([data.train, data.test]).numpy()
 
 
 def drawing(mode: str, path: Path, hidden=(0, 0, 0)) -> None:
-    """Black on a transparent ground, under which a colour is hidden."""
+    """Save a black square on a transparent ground. The transparent pixels have the colour `hidden`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rgba = np.zeros((16, 16, 4), np.uint8)
     rgba[..., :3] = hidden
@@ -84,7 +84,7 @@ LEVELS = {"dark": (63, 255), "12 bits": (63 * 65, 4095), "full": (63 * 1040, 655
 @pytest.mark.parametrize("form", DEPTHS)
 @pytest.mark.parametrize("level", LEVELS)
 def test_more_than_8_bits(form, level):
-    """A ramp of 64 levels keeps them, at any depth; the range is the set's, not the image's."""
+    """A ramp of 64 levels keeps them at any depth. All images of a set share one range."""
     top, white = LEVELS[level]
     if level == "beyond" and form[0] == "I" and form != "I.tif":
         pytest.skip("16 bits hold no more")
@@ -101,7 +101,7 @@ def test_more_than_8_bits(form, level):
     for x, values in zip(found, (ramp // 2, ramp), strict=True):
         assert np.abs(x - (values * 255 / white).round()).max() == 0
     assert len(np.unique(found[1])) == 64 and found[1].max() == round(top * 255 / white)
-    assert f"2 of more than 8 bits: 0 ... {white:,} is black ... white" in data.note
+    assert f"2 images with more than 8 bits: 0 is black, {white:,} is white" in data.note
     whole = {x.numpy().tobytes() for x in next(folders.folder_images(Path("set"), "L", 5))}
     assert whole == {x.tobytes() for x in found}
 
@@ -130,8 +130,9 @@ def test_floats_and_integers_have_each_their_white():
     Image.fromarray(np.full((9, 9), -0.5, np.float32)).save("set/n.tif")
     data = read("set", 8)
     assert sorted(everything(data)[:, 0, 0, 0].tolist()) == [0, 128, 128, 156, 156]
-    assert "2 of more than 8 bits: 0 ... 65,535" in data.note and "3 of more than 8 bits: 0 ... 1 is" in data.note
-    assert "what is below 0, down to -0.5, is black" in data.note
+    assert "2 images with more than 8 bits: 0 is black, 65,535 is" in data.note
+    assert "3 images with more than 8 bits: 0 is black, 1 is" in data.note
+    assert "values below 0 (down to -0.5) are black" in data.note
 
 
 def test_fid_says_how_it_scales(monkeypatch, capsys):
@@ -142,15 +143,15 @@ def test_fid_says_how_it_scales(monkeypatch, capsys):
             Image.fromarray((RAMP * (top // 63) + i).astype(np.uint16)).save(f"{name}/{i}.png")
     fid.main(["digits:test", "a", "--features", "lenet", "--json"])
     found = capsys.readouterr()
-    assert json.loads(found.out)["depth_generated"] == "3 of more than 8 bits: 0 ... 4,095 is black ... white"
-    assert "a, 3 of more than 8 bits: 0 ... 4,095" in found.err
+    assert json.loads(found.out)["depth_generated"] == "3 images with more than 8 bits: 0 is black, 4,095 is white"
+    assert "a, 3 images with more than 8 bits: 0 is black, 4,095" in found.err
     monkeypatch.setattr(fid, "network", lambda *_: fid.inception.folded(lenet.LeNet(1, 10).eval()))
     fid.main(["a", "b", "--json"])
     assert "WARNING: the two sets have more than 8 bits and are not scaled alike" in capsys.readouterr().err
 
 
 def test_a_cache_is_of_one_place():
-    """Two folders of one name whose files have equal names, sizes and times."""
+    """Two folders have one name, and files of equal names, sizes and times."""
     for place, level in (("a", 10), ("b", 240)):
         Path(place, "photos").mkdir(parents=True)
         for i in range(3):
@@ -184,7 +185,7 @@ def test_a_folder_that_is_no_utf8(monkeypatch):
 
 
 def test_a_bright_file_more_changes_the_range():
-    """Which is found out anew: the cache does not stay with the old one."""
+    """The cache of the old files is not used for the new set of files."""
     Path("set").mkdir()
     for i in range(3):
         Image.fromarray(np.full((9, 9), 1000, np.uint16)).save(f"set/{i}.png")
@@ -206,11 +207,11 @@ def test_colour_of_more_than_8_bits_is_named(capsys):
     for i in range(2):
         Path(f"set/{i}.png").write_bytes(png)
     assert everything(read("set", 8))[0, :, 0, 0].tolist() == [200, 100, 50]
-    assert "2 images have more than 8 bits a colour, of which the upper 8 are read" in capsys.readouterr().err
+    assert "2 images have more than 8 bits a colour, and the upper 8 are read" in capsys.readouterr().err
 
 
 def make(listed: str) -> None:
-    """Two pictures for each folder of a list."""
+    """Save two pictures in each folder of a list."""
     for folder in listed.split():
         for i in range(2):
             image(Path("set", folder, f"{i}.png"), size=(9, 9), seed=hash(folder) % 1000 + i)
@@ -230,9 +231,9 @@ LAYOUTS = [  # folders, images in training and held out, classes in both, what i
     ("a/x a/y b/x", 5, 1, "ab", "set: all 6, a tenth of it held out"),
     ("training/a training/b testing/a", 4, 2, "ab", "set: training 4, testing 2"),
     ("train/a dev/a", 2, 2, "a", "set: train 2, dev 2"),
-    ("train/a train/b .", 3, 1, "ab", "set: train 4, a tenth of it held out, left out: beside them 2"),
+    ("train/a train/b .", 3, 1, "ab", "set: train 4, a tenth of it held out, left out: beside these folders 2"),
     ("train/a train/b extra", 3, 1, "ab", "set: train 4, a tenth of it held out, left out: extra 2"),
-    ("wrap/train/a wrap/test/a .", 2, 2, "a", "set: train 2, test 2, left out: beside them 2"),
+    ("wrap/train/a wrap/test/a .", 2, 2, "a", "set: train 2, test 2, left out: beside these folders 2"),
     ("one/a .", 3, 1, ["", "one"], "set: all 4, a tenth of it held out"),
 ]
 
@@ -264,7 +265,7 @@ def test_classes_are_named_with_counts(capsys):
     read("set", 8)
     said = capsys.readouterr().err
     assert "13 classes: 00 2, 01 2, 02 2, 03 2, 04 2, 05 4, 06 2, 07 2, 08 2, 09 2, ..." in said
-    assert "WARNING: held out but not in training: new" in said
+    assert "WARNING: classes that the training set lacks: new" in said
 
 
 def test_links_are_followed_each_once(capsys):
@@ -303,7 +304,7 @@ def test_what_pillow_reads_is_read_and_the_rest_counted(capsys):
     assert len(everything(data)) == len(written) + 1
     assert any((x == 40).all() for x in everything(data))  # the first frame
     said = capsys.readouterr().err
-    assert "set: no images and left out: 2 .txt, 1 without an ending, 1 .mp4, 1 .eps" in said
+    assert "set: files that are not images are left out: 2 .txt, 1 without an ending, 1 .mp4, 1 .eps" in said
 
 
 SHAPES = {
@@ -351,7 +352,7 @@ def test_arrays_of_a_train_and_a_test_split(capsys):
 
 
 def test_labels_are_told_by_their_names(capsys):
-    """Not by their shape: an index is none. If held-out images have none, none are used; one class keeps its name."""
+    """An index has the shape of labels and is not taken. Labels need both splits. A single class keeps its name."""
     x, y = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8), np.array([3, 4] * 3)
     np.savez("set.npz", index=np.arange(6), images=x, labels=y)
     data = read("set.npz", 8)
@@ -378,14 +379,14 @@ def test_arrays_in_grey_and_in_colour_together():
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": np.zeros((4, 8, 8), np.float32)}, "neither uint8 images"),
-        ({"x": np.zeros((28, 28, 3), np.uint8)}, "is no set of images"),
-        ({"x": np.zeros((4, 8, 8, 7), np.uint8)}, "is no set of images"),
+        ({"x": np.zeros((4, 8, 8), np.float32)}, "holds no uint8 images"),
+        ({"x": np.zeros((28, 28, 3), np.uint8)}, "is not a set of images"),
+        ({"x": np.zeros((4, 8, 8, 7), np.uint8)}, "is not a set of images"),
         ({"x": np.zeros((1, 8, 8), np.uint8)}, "holds one image"),
-        ({"x": np.zeros((0, 8, 8), np.uint8)}, "neither uint8 images"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "neither uint8 images"),
+        ({"x": np.zeros((0, 8, 8), np.uint8)}, "holds no uint8 images"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds no uint8 images"),
         ({"x": np.array([{}], dtype=object)}, "cannot be read"),
-        ({}, "but nothing"),
+        ({}, "(it holds nothing)"),
     ],
 )
 def test_arrays_that_are_no_images(arrays, says, capsys):
@@ -394,7 +395,7 @@ def test_arrays_that_are_no_images(arrays, says, capsys):
 
 
 def test_fid_takes_arrays_and_archives(capsys, inception_file):
-    """The same images as a folder, a zip, and arrays as samplers of diffusion models write them."""
+    """The same images give one FID as a folder, an archive and a sampler's arrays."""
     x, weights = photos(12), ["--weights", str(inception_file), "--json"]
     real, other = x.split(6)
     np.savez("other.npz", arr_0=other.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(6))

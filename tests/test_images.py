@@ -1,4 +1,4 @@
-"""Folders, archives and data sets as tensors, whatever is wrong with them."""
+"""Test folders, archives and data sets as tensors, with many kinds of damage."""
 
 import io
 import os
@@ -76,7 +76,7 @@ def test_archives(tmp_path, capsys):
 
 
 def test_classes_and_splits_of_a_mac_zip(tmp_path):
-    """Class numbers are those of the whole set, even if a split lacks a class; the archiver's own files are skipped."""
+    """Class numbers are those of the whole set, even if a split lacks a class. The archiver's own files are skipped."""
     for i in range(2):
         image(tmp_path / f"set/train/cat/{i}.png", size=(70, 70), seed=i)
         image(tmp_path / f"set/test/dog/{i}.png", size=(40, 40), seed=i)
@@ -126,7 +126,7 @@ def test_real_mnist():
 
 
 def bad_archives():
-    """(name, bytes): hostile or broken archives, most with two good pictures in them."""
+    """Yield the names and bytes of hostile or broken archives. Most hold two good pictures."""
     pictures = [Path(f"{i}.png") for i in range(2)]
     good = [image(path, seed=i).read_bytes() for i, path in enumerate(pictures)]
 
@@ -185,7 +185,7 @@ def bad_archives():
 
 
 def test_bad_archives(capsys):
-    """Nothing is written outside, nothing but regular files inside; the two good pictures, or one line."""
+    """Only regular files are written, and only below data/. The good pictures are read, or one line says why not."""
     archives, before = list(bad_archives()), {path.name for path in Path("..").iterdir()}
     assert len(archives) >= 20
     for name, content in archives:
@@ -204,7 +204,7 @@ def test_bad_archives(capsys):
 
 
 def test_bad_images(capsys):
-    """Odd ones are read, broken ones counted and named; a pipe is no file to wait for."""
+    """Odd images are read. Broken ones are counted and named. A pipe is skipped."""
     folder = Path("set")
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         image(folder / f"{mode.replace(';', '')}.png", mode=mode)

@@ -44,7 +44,7 @@ def test_main_leaves_the_process_as_it_was(script, capfd, monkeypatch):
     write_inputs()
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     for module in (vae, simclr):
-        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+        monkeypatch.setattr(module, "evaluate_run", lambda *_: {})
     torch.manual_seed(5)
     before = of_the_process()
     argv = [*RUNS[script], "--out", "run", "--save-every", "1", "--deterministic"]
@@ -74,7 +74,7 @@ def test_ctrl_c_while_generating_is_the_callers(capfd, monkeypatch):
         yield "once"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(char_rnn, "written", stopping)
+    monkeypatch.setattr(char_rnn, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         char_rnn.main(["--generate", "--weights", "run"])
     capfd.readouterr()
@@ -83,7 +83,7 @@ def test_ctrl_c_while_generating_is_the_callers(capfd, monkeypatch):
 
 
 def test_training_in_a_thread(monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     failed = []
 
     def train():
@@ -121,7 +121,6 @@ USED = {  # flag: its value, and where it is used
     "steps": ("1", {"train"}),
     "fresh": (None, {"train"}),
     "compile": (None, {"train"}),
-    "early-stopping": ("1", {"train"}),
     "log-every": ("1", {"train"}),
     "save-every": ("1", {"train"}),
     "sample-every": ("1", {"train"}),
@@ -160,7 +159,7 @@ def test_training_begins_with_the_weights_that_are_named(script, capsys, monkeyp
     write_inputs()
     monkeypatch.setattr(fid, "judges", lambda *_: {})
     for module in (vae, simclr):
-        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+        monkeypatch.setattr(module, "evaluate_run", lambda *_: {})
     script.main([*RUNS[script], "--steps", "2", "--out", "run"])
     name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
     saved = torch.load(f"run/{name}", weights_only=True)
@@ -215,7 +214,7 @@ def test_training_begins_with_the_weights_that_are_named(script, capsys, monkeyp
 
 def test_images_that_do_not_fit_the_weights(capsys, monkeypatch):
     monkeypatch.setattr(fid, "judges", lambda *_: {})
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     as_files(photos(8, 8), "colour")
     vae.main([*RUNS[vae], "--steps", "1", "--out", "run", "--image-size", "8"])
     line = error_line(capsys, vae.main, ["--data", "colour", "--weights", "run", "--steps", "1"])
@@ -266,13 +265,13 @@ def test_codes_and_anomaly_scores_of_own_images(capsys, monkeypatch):
     mu, log_sigma2 = model.posterior(torch.cat([data.train, data.test])[order] / 255)
     np.testing.assert_allclose(digits["mu"], mu.detach(), atol=1e-5)
     np.testing.assert_allclose(digits["log_sigma2"], log_sigma2.detach(), atol=1e-5)
-    terms = vae.evaluate(model, torch.cat([data.train, data.test]), 1.0)
+    terms = vae.mean_losses(model, torch.cat([data.train, data.test]), 1.0)
     assert digits["elbo"].mean() == pytest.approx(-terms["loss"], rel=0.01)
     assert "a new file.npz" in error_line(capsys, vae.main, ["--encode", "digits.npz", "--weights", "run"])
 
 
 def test_interpolation_between_two_chosen_files(capsys, monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*RUNS[vae], "--steps", "1", "--out", "run", "--image-size", "8"])
     a, b = (str(image(Path(f"{name}.png"), mode="L", size=(8, 8), seed=i)) for i, name in enumerate("ab"))
     vae.main(["--interpolate", a, b, "--weights", "run", "--out", "drawn"])
@@ -317,7 +316,7 @@ def test_simclrs_encoder_for_others(encoder, capsys, monkeypatch):
     """Its weights under torchvision's names, and TorchScript of images in [0, 1]: the same h."""
     import torchvision
 
-    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    monkeypatch.setattr(simclr, "evaluate_run", lambda *_: {})
     write_inputs()
     simclr.main([*RUNS[simclr], "--encoder", encoder, "--steps", "1", "--out", "run"])
     simclr.main(["--export", "--weights", "run"])
@@ -368,7 +367,7 @@ def test_simclr_is_evaluated_on_another_set(capsys):
 
 def test_main_hands_back_the_run(monkeypatch):
     """A notebook goes on with the model and the results; a finished run comes back as it was."""
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {"elbo": -1.0})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {"elbo": -1.0})
     argv = [*RUNS[vae], "--steps", "2", "--out", "run"]
     for run in (vae.main(argv), vae.main(argv)):
         assert run.folder == Path("run") and run.step == 2 and run.results["elbo"] == -1

@@ -29,18 +29,17 @@ from plumbing.judge import lenet
 from plumbing.run import plots
 from plumbing.system import process
 from report import bench, measure
-from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, error_line, results_of, write_inputs
+from tests.helpers import HERE, RUNS, SCRIPTS, SMALL, NoJudge, error_line, results_of, write_inputs
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_help_in_any_encoding(encoding, monkeypatch):
-    monkeypatch.setattr(process, "is_program", lambda: True)
     for script in [*SCRIPTS, bench, measure]:
         out = io.TextIOWrapper(io.BytesIO(), encoding)
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
         with pytest.raises(SystemExit) as end:
-            script.main()
+            process.program(script.main)
         out.flush()
         assert not end.value.code and b"usage: x.py" in out.buffer.getvalue()
 
@@ -84,9 +83,10 @@ def test_the_end_of_a_run(capsys, monkeypatch):
         lines = capsys.readouterr().out.splitlines()
         assert all(0 < float(rate) < 1e5 for rate in re.findall(r"([\d.e+]+) steps/s", "".join(lines)))
         end = lines[min(i for i, line in enumerate(lines) if line.startswith("picture: ")) :]
-        kinds = ("picture: ", "  ", "all numbers: ", f"{script.__name__}-run: step 3, trained and measured on digits (")
+        last = f"{script.__name__}-run: step 3, trained and measured on digits ("
+        kinds = ("picture: ", "  ", "FID is measured by: ", "all results: ", last)
         order = [next(k for k, kind in enumerate(kinds) if line.startswith(kind)) for line in end]
-        assert order == sorted(order) and [order.count(k) for k in (2, 3)] == [1, 1] and order.count(0) >= 2
+        assert order == sorted(order) and [order.count(k) for k in (2, 3, 4)] == [1, 1, 1] and order.count(0) >= 2
         assert 2 <= order.count(1) <= 4 and any("FD-LeNet " in line and "lower" in line for line in end)
         assert not any("{" in line for line in end)
         pictures = [Path(line.removeprefix("picture: ")) for line in end if line.startswith("picture: ")]
@@ -157,25 +157,24 @@ def test_an_untrained_generator_has_not_collapsed(step, entropies, now, warned, 
 
 def test_weights_of_a_substitute_are_named_loudly(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main(["--steps", "1"])
     capsys.readouterr()
     vae.main(["--generate", "--n", "1"])
     said = capsys.readouterr().err
-    assert "made from digits (1618 + 179 images of (1, 32, 32)), a substitute" in said
-    assert (
-        f"WARNING: so they know that substitute only. For others train again with --fresh, or --weights {HERE}" in said
-    )
-    weights = re.search("--weights (.*)", said)[1]
+    assert "trained on digits (1618 + 179 images of (1, 32, 32)), a substitute" in said
+    warning = "WARNING: these weights know the substitute only. Train again with --fresh, or use --weights"
+    assert f"{warning} {HERE}" in said
+    weights = re.search(r"--weights (.*)\.", said)[1]
     vae.main(["--generate", "--n", "1", "--weights", weights, "--out", "other"])
     assert "WARNING" not in capsys.readouterr().err and Path("other/generated.png").exists()
 
 
 @pytest.mark.parametrize("script", [vae, gan_mnist, dcgan])
 def test_many_images_become_files(script, capsys, monkeypatch):
-    """Which are those of draw(), and of the grid of few; a second time the first ones are moved aside."""
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    """Which are those of draw_samples(), and of the grid of few; a second time the first ones are moved aside."""
+    monkeypatch.setattr(fid, "Judge", NoJudge)
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     monkeypatch.setattr(common, "GRID", 20)
     script.main([*RUNS[script], "--steps", "1", "--out", "run"])
     script.main(["--generate", "--weights", "run", "--n", "530", "--seed", "3"])
@@ -184,13 +183,13 @@ def test_many_images_become_files(script, capsys, monkeypatch):
     state = torch.load(
         next(path for path in Path("run").glob("*.pth") if path.name in fid.sources.WEIGHTS), weights_only=True
     )
-    drawn = torch.cat(list(script.draw(script.build(state).eval(), 530, 3)))
+    drawn = torch.cat(list(script.draw_samples(script.build(state).eval(), 530, 3)))
     read = np.stack([np.asarray(Image.open(path)) for path in found])
     assert np.array_equal(read, drawn[:, 0].numpy()) and not Path("run/generated.png").exists()
     script.main(["--generate", "--weights", "run", "--n", "21"])
     assert (
         len(list(Path("run/generated").iterdir())) == 21
-        and "what was there is now run/generated." in capsys.readouterr().out
+        and "the older images are now in run/generated." in capsys.readouterr().out
     )
     assert [len(list(path.iterdir())) for path in Path("run").glob("generated.*")] == [530]
     script.main(["--generate", "--weights", "run", "--n", "20"])
@@ -198,30 +197,19 @@ def test_many_images_become_files(script, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("script", "argv", "flag"),
+    ("script", "argv"),
     [
-        (vae, ["--data", "digits", "--latent-dim", "2000000000"], "--latent-dim"),
-        (gan_mnist, ["--data", "digits", "--noise-dim", "2000000000", "--batch-size", "256"], "--noise-dim"),
-        (
-            char_rnn,
-            ["--data", "tale.txt", "--h-dim", "2000000", "--n-layers", "1", "--seq-len", "4", "--batch-size", "2"],
-            "--h-dim",
-        ),
-        (simclr, ["--data", "pictures", "--feature-dim", "2000000000", "--batch-size", "8"], "--feature-dim"),
+        (vae, "--data digits --latent-dim 2000000000"),
+        (gan_mnist, "--data digits --noise-dim 2000000000 --batch-size 256"),
+        (char_rnn, "--data tale.txt --h-dim 2000000 --n-layers 1 --seq-len 4 --batch-size 2"),
+        (simclr, "--data pictures --feature-dim 2000000000 --batch-size 8"),
     ],
 )
-def test_what_is_too_large_is_named(script, argv, flag, capsys, monkeypatch):
+def test_too_little_memory_is_one_line(script, argv, capsys, monkeypatch):
     write_inputs()
-    monkeypatch.setattr(process, "is_program", lambda: True)
-    with pytest.raises(SystemExit):
-        script.main(argv)
-    assert f"not enough memory: try a smaller {flag}; what was saved is kept" in capsys.readouterr().err
-
-
-def test_what_takes_no_memory_is_not_to_blame():
-    flags = ["--sample-every", "100000000", "--n-chars", "999999", "--generate", "--seed", "99999999"]
-    assert vae.get_args(flags[:2]).largest == char_rnn.get_args(flags[2:]).largest == "--batch-size"
-    assert char_rnn.get_args(["--h-dim", "5000", "--batch-size", "64"]).largest == "--h-dim"
+    monkeypatch.setattr(sys, "argv", ["x.py", *argv.split()])
+    line = error_line(capsys, process.program, script.main)
+    assert "not enough memory" in line and "Try a smaller --batch-size" in line and process.RESUME in line
 
 
 def test_without_standard_output_a_run_ends_well():
@@ -250,7 +238,7 @@ def test_a_file_without_weights_generates_nothing(script, capsys):
     Path("run").mkdir()
     name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
     torch.save({"script": script.__name__, "trained_on": "x", "step": 1, "data": "x", "arch": "mlp"}, f"run/{name}")
-    assert "it holds no state_dict" in error_line(capsys, script.main, ["--generate", "--weights", "run"])
+    assert "it has no 'state_dict'" in error_line(capsys, script.main, ["--generate", "--weights", "run"])
 
 
 def test_two_processes_generate_each_their_own():
@@ -269,11 +257,10 @@ def test_two_processes_generate_each_their_own():
 
 def test_ctrl_c_after_training_says_what_is_kept():
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vae\ndef stop(*_): raise KeyboardInterrupt\n"
-    code += "from plumbing.system import process; process.is_program = lambda: True\n"
-    code += f"vae.look_inside = stop; vae.main({[*SMALL, '--steps', '2']})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code += "vae.evaluate_run = stop; vae.common.program(vae.main)"
+    done = subprocess.run([sys.executable, "-c", code, *SMALL, "--steps", "2"], capture_output=True, text=True)
     assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert "stopped; what was saved is kept, and the same command continues from it" in done.stderr
+    assert f"stopped. {process.RESUME}" in done.stderr
     assert common.load(Path("run/last.pth"), ("vae",), "flags")["step"] == 2
 
 
@@ -282,9 +269,9 @@ def test_ctrl_c_after_training_says_what_is_kept():
 def test_weights_of_another_version_of_a_layer(script, edit, capsys, monkeypatch):
     """First what to do, then the first thing that does not fit."""
     write_inputs()
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     for module in (vae, simclr):
-        monkeypatch.setattr(module, "look_inside", lambda *_: {})
+        monkeypatch.setattr(module, "evaluate_run", lambda *_: {})
     argv = [*RUNS[script], "--steps", "1", "--out", "run"]
     script.main(argv)
     name = "generator.pth" if script in (gan_mnist, dcgan) else f"{script.__name__}.pth"
@@ -299,7 +286,7 @@ def test_weights_of_another_version_of_a_layer(script, edit, capsys, monkeypatch
         weights |= {f"new.{i}.weight": torch.zeros(1) for i in range(50)}
     torch.save(state, f"run/{name}")
     line = error_line(capsys, script.main, ["--eval" if script is simclr else "--generate", "--weights", "run"])
-    assert "these weights are of another version of the code: take that version, or train again (" in line
+    assert "The weights do not fit this network (" in line
     assert len(line) < 250 and line.count("new.") <= 1
 
     last = torch.load("run/last.pth", weights_only=True)
@@ -307,5 +294,5 @@ def test_weights_of_another_version_of_a_layer(script, edit, capsys, monkeypatch
     last[model]["other"] = last[model].pop(next(iter(last[model])))
     torch.save(last, "run/last.pth")
     line = error_line(capsys, script.main, [*argv, "--steps", "2"])
-    assert "run/last.pth is of another version of the model: use --fresh, or that version (Missing key" in line
+    assert "run/last.pth was saved by another version (Missing key" in line
     assert len(line) < 250

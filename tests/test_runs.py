@@ -34,7 +34,7 @@ CHANGED = (  # by the candidates of races and by measurements
     (vae, "kl_warmup"),
     (vae.VAE, "posterior"),
     (torch.optim, "Adam"),
-    (simclr, "look_inside"),
+    (simclr, "evaluate_run"),
     (images, "load_images"),
     (lenet, "classifier"),
     (char_rnn, "stream_batch"),

@@ -1,7 +1,7 @@
-"""Several processes, and several users, with one --data-dir; programs that hold files open; systems without fcntl."""
+"""Several processes, and several users, with one --data-dir; programs that hold files open; locks."""
 
-import fcntl
 import functools
+import gc
 import gzip
 import hashlib
 import http.server
@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +99,7 @@ def test_four_processes_that_first_use_the_same_data_together():
     assert left and not [name for name in left if name.endswith((".part", ".lock"))]
     errors = "".join(err for _, err in said)
     assert errors.count("training a LeNet-5") == 1 and errors.count("fetching") == 2  # one does it, three wait
-    assert "waiting: data/cache/" in errors
+    assert "waiting: another process is making data/cache/" in errors
 
 
 def test_what_a_killed_process_left_is_no_obstacle():
@@ -183,39 +181,40 @@ def test_a_viewer_that_holds_a_file_ends_nothing(capsys, monkeypatch):
     assert common.load(Path("run/last.pth"), ("vae",), "flags")["step"] == 4
 
 
-def test_locks_without_fcntl(monkeypatch):
-    """With msvcrt's, which lock one byte, at the file's position, and until the file is closed."""
+def in_another_process(code: str) -> subprocess.Popen:
+    """A process that executes `code` with files and Path, in the current folder."""
+    head = f"import sys, time; sys.path.insert(0, {str(HERE)!r}); from pathlib import Path; "
+    command = [sys.executable, "-c", f"{head}from plumbing.system import files; {code}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def locking(fd: int, mode: int, n: int) -> None:
-        assert (mode, n) == (3, 1) and os.lseek(fd, 0, os.SEEK_CUR) > 1000
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PermissionError(13, "Permission denied") from None
 
-    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=3))
-    find_spec = files.find_spec
-    monkeypatch.setattr(files, "find_spec", lambda name: None if name == "fcntl" else find_spec(name))
+def test_a_lock_names_its_process_and_ends_with_it():
+    """This process gets None for a lock that it holds, another one gets InUse until the holder is killed."""
     held = files.lock(Path("lock"))
-    assert held and files.lock(Path("lock")) is None  # this process has it
-    other = [
-        sys.executable,
-        "-c",
-        "import fcntl, time; f = open('other', 'a+'); fcntl.flock(f, 2); f.write('me'); f.flush(); time.sleep(60)",
-    ]
-    process = subprocess.Popen(other)
+    assert held and files.lock(Path("lock")) is None
+    process = in_another_process("held = files.lock(Path('other')); print('ready', flush=True); time.sleep(60)")
     try:
-        while not (Path("other").exists() and Path("other").read_text()):
-            time.sleep(0.01)
-        with pytest.raises(files.InUse, match="in use by me"):
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(files.InUse, match=f"in use by process {process.pid} on "):
+            files.lock(Path("other"))
+        Path("other.txt").unlink()  # as in the moment before the holder has written it
+        with pytest.raises(files.InUse, match="in use by another process"):
             files.lock(Path("other"))
     finally:
         process.kill()
         process.wait()
-    assert files.lock(Path("other")).read() is not None
+    assert files.lock(Path("other"))
+
+
+def test_a_fresh_folder_stays_locked_when_the_lock_of_the_old_one_goes():
     Path("run").mkdir()
-    vae.main([*SMALL, "--steps", "1"])
-    assert results_of("run")["step"] == 1
+    held = files.lock(Path("run/lock"))
+    files.move_aside(Path("run"))
+    Path("run").mkdir()
+    held = files.lock(Path("run/lock"))
+    gc.collect()
+    _, said = in_another_process("files.lock(Path('run/lock'))").communicate(timeout=60)
+    assert held and f"in use by process {os.getpid()} on " in said
 
 
 def test_no_set_no_network_no_scikit_learn(capsys, monkeypatch):
@@ -223,8 +222,9 @@ def test_no_set_no_network_no_scikit_learn(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(images, "find_spec", lambda _: None)
     line = error_line(capsys, images.load_images, None, "mnist", "data", None)
-    assert "data/: MNIST/raw/ with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-" in line
-    assert "nor is scikit-learn installed" in line and "going on" not in line
+    assert "copy train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-" in line
+    assert "into data/MNIST/raw/" in line
+    assert "To use scikit-learn's digits instead, type: pip install" in line and "used instead" not in line
     assert "pip install scikit-learn" in error_line(capsys, images.load_images, "digits", "mnist", "data", None)
 
 

@@ -223,7 +223,7 @@ def test_bad_simclr_input_gets_one_line(argv, says, capsys):
 
 def test_the_first_views_are_half_as_large(monkeypatch, capsys):
     write_inputs()
-    monkeypatch.setattr(simclr, "look_inside", lambda *_: {})
+    monkeypatch.setattr(simclr, "evaluate_run", lambda *_: {})
     seen, forward = [], simclr.Model.forward
 
     def spied(self, x):

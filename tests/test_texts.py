@@ -1,7 +1,8 @@
-"""Where texts come from, how they are decoded, cleaned, counted, encoded and split, and what is said about them."""
+"""Test how texts are found, decoded, cleaned, counted, encoded, split and printed."""
 
 import codecs
 import hashlib
+import io
 import os
 import random
 import shlex
@@ -22,7 +23,7 @@ MANY = "".join(map(chr, range(0x4E00, 0x4E00 + 5847)))
 
 
 def astral_text(n: int, distinct: int) -> str:
-    """Random characters of all planes, line breaks and the last code point among them, none of them a surrogate."""
+    """Return random characters of all planes, with line breaks and the last code point, without surrogates."""
     chance = random.Random(0)
     planes = [*range(0x20, 0xD800), *range(0xE000, sys.maxunicode)]
     alphabet = [*map(chr, chance.sample(planes, distinct - 2)), "\n", chr(sys.maxunicode)]
@@ -39,6 +40,7 @@ def test_text_is_cleaned_and_split(capsys):
     decoded = "".join(text.chars[i] for i in torch.cat([text.train, text.test]))
     assert decoded == "onetwo" + "one twö " * 10
     assert str(texts.load_text(".", "data", 5, 0.25)) == str(text) and text.name == "text"
+    assert text.source == "*.txt" and str(texts.load_text(text.source, "data", 5, 0.25)) == str(text)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_encodings_by_name(encoding, text, capsys):
     assert "left out" not in capsys.readouterr().err
     for flag in ("--data", "--score"):
         line = error_line(capsys, char_rnn.main, [flag, "a.txt"])
-        assert "a.txt is not UTF-8 text (byte 0x" in line and line.endswith("--encoding")
+        assert "a.txt is not UTF-8 text (byte 0x" in line and line.endswith("as in --encoding latin-1.")
 
 
 @pytest.mark.parametrize("begins", [b"<!DOCTYPE html>", b"\n <html><head>", codecs.BOM_UTF8 + b"<!doctype html>"])
@@ -131,12 +133,12 @@ def test_a_folder_without_txt_names_what_is_there(capsys):
         Path("a[b] c", name).write_text(letters(50))
     for flag in ("--data", "--score"):
         line = error_line(capsys, char_rnn.main, [flag, "a[b] c"])
-        assert "there is no .txt file in it, but 3 .md, 2 .py, 1 without an ending; name a pattern such as" in line
+        assert "there is no .txt file in it, but 3 .md, 2 .py, 1 without an ending. Use a pattern such as" in line
     assert len(texts._paths(shlex.split(line)[-1])) == 3
     for k in range(30):
         Path("a[b] c", f"file.{k}").touch()
     line = error_line(capsys, char_rnn.main, ["--data", "a[b] c"])
-    assert "3 .md, 2 .py, " in line and " and 23 other endings; name" in line and len(line) < 300
+    assert "3 .md, 2 .py, " in line and " and 23 other endings. Use" in line and len(line) < 300
 
 
 def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
@@ -147,10 +149,12 @@ def test_texts_are_downloaded_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
         text = texts.load_text(None, "data", 1, 0.1)
         if sha1 == wrong:  # without --data: loudly something else
             said = capsys.readouterr().out
-            assert "WARNING: tiny Shakespeare is not to be had" in said
-            assert "not the expected text" in said and text.name == "python" and "substitute" in text.note
+            assert "WARNING: tiny Shakespeare cannot be read" in said
+            assert "not the expected text" in said and text.name == text.source == "python"
+            assert ", a substitute" in text.note
             assert not list(Path("data").iterdir())
             assert "expected" in error_line(capsys, texts.load_text, "tinyshakespeare", "data", 1, 0.1)
+    assert text.source == "tinyshakespeare"
     assert text.name == "tinyshakespeare" and len(text.train) == 450 and Path("data/tinyshakespeare.txt").exists()
     monkeypatch.setattr("urllib.request.urlopen", None)  # the second start needs no network
     assert str(texts.load_text(None, "data", 1, 0.1)) == str(text)
@@ -206,7 +210,7 @@ def test_characters_are_counted_and_encoded_as_a_loop_would(distinct, dtype, mon
 
 
 def test_batches_and_courses_labels_are_int64():
-    """Whatever the text is kept in: batches, labels and the measured loss are those of int64 indices."""
+    """Batches, labels and the loss equal those of int64 indices, whatever type the indices have."""
     text = astral_text(3000, 300)
     to_idx, _ = char_rnn.char_maps(text)
     ids = char_rnn.encode(text, to_idx)
@@ -216,7 +220,7 @@ def test_batches_and_courses_labels_are_int64():
         assert ours[0].dtype == ours[1].dtype == torch.int64
         assert torch.equal(ours[0], exact[0]) and torch.equal(ours[1], exact[1])
     model = char_rnn.MultilayerGRU(300, 8, 300, 1)
-    assert char_rnn.evaluate(model, ids) == char_rnn.evaluate(model, ids.long())
+    assert char_rnn.held_out_loss(model, ids) == char_rnn.held_out_loss(model, ids.long())
     samples, labels = char_rnn.chars_to_labelled_samples(text, to_idx, 7)
     assert samples.dtype == torch.int8 and labels.dtype == torch.int64
     assert torch.equal(samples.argmax(2).flatten(), ids[: 428 * 7].long())
@@ -253,7 +257,7 @@ def test_a_text_is_not_held_as_a_list():
 
 
 def test_messages_end(capsys):
-    """With 5,847 distinct characters."""
+    """Messages stay short for a text with 5,847 distinct characters."""
     Path("many.txt").write_text(3 * MANY + "\n", encoding="utf-8")
     Path("strange.txt").write_text("\n" + "".join(map(chr, range(0x3041, 0x3041 + 80))) + MANY[:9], encoding="utf-8")
     char_rnn.main(["--data", "many.txt", "--min-count", "2", *SMALL])
@@ -288,6 +292,67 @@ def test_start_as_a_shell_hands_it_over(typed, chars, meant):
     assert texts.start_of_writing(typed, chars) == meant
 
 
+def own_output(monkeypatch, descriptor: int):
+    """Make a file with an ASCII encoding the standard output of this process."""
+    out = open(descriptor, "w", encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "__stdout__", out)
+    return out
+
+
+def interrupted():
+    yield "once"
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("has_gone", [True, False])
+def test_a_reader_that_has_gone_and_ctrl_c_end_the_printing(has_gone, monkeypatch):
+    reader, writer = os.pipe()
+    out = own_output(monkeypatch, writer)
+    if has_gone:
+        os.close(reader)
+    texts.print_as_it_comes(["once", " more"] if has_gone else interrupted())
+    out.write("the rest goes nowhere")
+    out.close()
+    if not has_gone:
+        assert os.read(reader, 99) == b"once"
+        os.close(reader)
+
+
+def test_printed_text_is_utf8(monkeypatch):
+    reader, writer = os.pipe()
+    out = own_output(monkeypatch, writer)
+    texts.print_as_it_comes(["caf", "\u00e9"])
+    assert os.read(reader, 9) == "caf\u00e9".encode()  # Nothing was closed, so each piece was flushed.
+    out.close()
+    os.close(reader)
+
+
+def test_full_and_closed_standard_output_get_one_line(capsys, monkeypatch):
+    out = own_output(monkeypatch, os.open("/dev/full", os.O_WRONLY))
+    line = error_line(capsys, texts.print_as_it_comes, ["once"])
+    assert "standard output cannot be written to (No space left on device)" in line
+    with pytest.raises(OSError, match="No space"):
+        out.close()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert "standard output is closed" in error_line(capsys, texts.print_as_it_comes, ["once"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError, OSError(28, "No space left on device")])
+def test_what_ends_the_printing_is_the_callers_where_standard_output_is(error, monkeypatch):
+    out = io.StringIO()  # has no reconfigure
+    monkeypatch.setattr(sys, "stdout", out)
+
+    def ending():
+        yield "once"
+        raise error
+
+    kind = error if isinstance(error, type) else type(error)
+    with pytest.raises(kind):
+        texts.print_as_it_comes(ending())
+    assert out.getvalue() == "once"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -301,15 +366,15 @@ def test_start_as_a_shell_hands_it_over(typed, chars, meant):
         (["--data", "nul.txt"], "is a binary file"),
         (
             ["--data", "latin1.txt"],
-            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3); name its encoding with --enc",
+            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3). Name its encoding, as in --enc",
         ),
         (
             ["--score", "latin1.txt"],
-            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3); name its encoding with --enc",
+            "latin1.txt is not UTF-8 text (byte 0xe9 at position 3). Name its encoding, as in --enc",
         ),
         (
             ["--data", "latin1.txt", "--encoding", "gb2312"],
-            "is not gb2312 text (byte 0xe9 at position 3); name its enc",
+            "is not gb2312 text (byte 0xe9 at position 3). Name its enc",
         ),
         (["--data", "marked.txt"], "is not UTF-8 text (byte 0xe9 at position 6)"),
         (["--data", "marked.txt", "--encoding", "utf-8-sig"], "is not utf-8-sig text (byte 0xe9 at position 6)"),

@@ -1,4 +1,4 @@
-"""vae.py: the bound, its own transposed convolution, runs and their ends."""
+"""vae.py: the bound, runs and their ends."""
 
 import copy
 import json
@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fid
 import vae
 from plumbing.run import run as run_module
-from tests.helpers import batch, error_line, image, last_of, picture, results_of, same, stop_after
+from tests.helpers import NoJudge, batch, error_line, image, last_of, picture, results_of, same, stop_after
 
 TINY = "--data digits --batch-size 8 --latent-dim 2 --arch mlp --image-size 16".split()
 
@@ -41,26 +40,12 @@ def test_elbo(likelihood):
     model.set_likelihood(likelihood, 0.02)
     x = batch(size=8).round() if likelihood == "bernoulli" else batch(size=8, low=-1)
     torch.manual_seed(1)
-    _, rec, kl = vae.objective(model, x, likelihood, 0.02, 1.0)
+    _, rec, kl = vae.objective(model, x, model.p_x, 1.0)
     torch.manual_seed(1)
     x_hat, mu, log_sigma2 = model(x)
     p = Bernoulli(x_hat) if likelihood == "bernoulli" else Normal(x_hat, math.sqrt(0.02 * 64))
     exact = p.log_prob(x).sum() - kl_divergence(Normal(mu, (log_sigma2 / 2).exp()), Normal(0, 1)).sum()
-    assert vae.elbo(model, rec.item(), kl.item(), 64) == pytest.approx(exact.item() / 5, rel=1e-4)
-
-
-@pytest.mark.parametrize("stride, training", [(1, True), (2, True), (2, False)])
-def test_transposed_convolution_is_pytorchs(stride, training):
-    torch.manual_seed(0)
-    ours = vae.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double().train(training)
-    theirs = nn.ConvTranspose2d(3, 5, 3, stride, 1, stride - 1).double()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
-    found = []
-    for layer in (ours, theirs):
-        y = nn.ReLU(inplace=True)(layer(x))
-        found.append([y, *torch.autograd.grad((y**2).sum(), [x, layer.weight, layer.bias])])
-    assert all(map(torch.allclose, *found)), "values, and gradients by input, weight and bias"
+    assert model.p_x.elbo(rec.item(), kl.item(), 64) == pytest.approx(exact.item() / 5, rel=1e-4)
 
 
 def test_technion_course_classes():
@@ -75,7 +60,7 @@ def test_technion_course_classes():
 
 def test_batches_of_one_where_maps_are_larger(monkeypatch):
     """At 32 pixels BatchNorm has the four pixels of a map."""
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     argv = "--data digits --latent-dim 2 --width 8 --batch-size 1 --steps 2 --out run"
     vae.main(argv.split())
     assert last_of("run")["step"] == 2
@@ -87,7 +72,7 @@ def test_looking_at_a_model_in_training_leaves_it_as_it_is():
     before = copy.deepcopy(model.state_dict())
     x = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     vae.codes(model, x)
-    vae.evaluate(model, x, 1.0)
+    vae.mean_losses(model, x, 1.0)
     vae.log_px(model, x, 3)
     vae.draw_interpolation(model, x[:2], Path("x.png"))
     after = model.state_dict()
@@ -95,7 +80,7 @@ def test_looking_at_a_model_in_training_leaves_it_as_it_is():
 
 
 def test_codes_need_no_right_to_write_beside_the_weights(monkeypatch):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*TINY, "--steps", "1", "--out", "locked"])
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
@@ -107,13 +92,13 @@ def test_codes_need_no_right_to_write_beside_the_weights(monkeypatch):
 def test_many_importance_samples_take_no_more_memory(monkeypatch):
     """5,000 at once were 2.5 times the memory of 2,048; with as many as the flag took the machine ended the process."""
     model, x = vae.build_vae("mlp", 2, 1, 8), torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    seen, weigh = [], vae.log_weights
+    seen, weigh = [], vae.log_importance_weights
 
     def spied(*given):
         seen.append(weigh(*given))
         return seen[-1]
 
-    monkeypatch.setattr(vae, "log_weights", spied)
+    monkeypatch.setattr(vae, "log_importance_weights", spied)
     found = vae.log_px(model, x, 5000)
     assert [w.shape for w in seen] == [(k, 1) for k in (2048, 2048, 904)] * 3
     each = torch.cat([torch.cat(seen[i : i + 3]) for i in (0, 3, 6)], 1)  # (5000, 3)
@@ -143,11 +128,11 @@ def test_binarize_draws_pixels_with_the_probability_of_their_grey():
     model = vae.build_vae("mlp", 2, 1, 8)
     model.set_likelihood("bernoulli", binarize=True)
     x = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).mul(4).expand(4000, -1, -1, -1)
-    drawn = vae.scale(model, x)
-    assert set(drawn.unique().tolist()) == {0.0, 1.0} and not torch.equal(drawn, vae.scale(model, x))
+    drawn = vae.prepare(model, x)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0} and not torch.equal(drawn, vae.prepare(model, x))
     assert (drawn.mean(0) - x[0] / 255).abs().max() < 5 * 0.5 / 4000**0.5
     some = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)).mul(255).byte()
-    assert vae.evaluate(model, some, 1.0) == vae.evaluate(model, some, 1.0)
+    assert vae.mean_losses(model, some, 1.0) == vae.mean_losses(model, some, 1.0)
 
 
 def test_the_schedule_rises_and_falls():
@@ -158,17 +143,17 @@ def test_the_schedule_rises_and_falls():
 
 def test_the_curves_share_one_objective(monkeypatch):
     """While the KL term of a dense VAE warms up, it does so in the test loss, too."""
-    evaluate, betas = vae.evaluate, []
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
-    monkeypatch.setattr(vae, "evaluate", lambda model, x, beta: betas.append(beta) or evaluate(model, x, beta))
+    mean_losses, betas = vae.mean_losses, []
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
+    monkeypatch.setattr(vae, "mean_losses", lambda model, x, beta: betas.append(beta) or mean_losses(model, x, beta))
     vae.main([*TINY, "--steps", "40", "--log-every", "5", "--beta", "2"])
     assert betas == [1.0] + 7 * [2.0]
 
 
 def test_a_run_from_start_to_export(capsys, monkeypatch):
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     vae.main([*TINY, "--steps", "30", "--log-every", "10", "--sample-every", "20"])
-    folder = Path("runs/vae-digits-mlp-z2")
+    folder = Path("runs/vae-digits-batch-size-8-latent-dim-2-arch-mlp-image-size-16")
     said = capsys.readouterr().out
     data = "digits (1618 + 179 images of (1, 16, 16))"
     assert said.splitlines()[-1] == f"{folder}: step 30, trained and measured on {data}"
@@ -195,10 +180,15 @@ def test_a_run_from_start_to_export(capsys, monkeypatch):
     assert "within" in capsys.readouterr().out and (folder / "VAE_model.pth").exists()
 
     assert "latent_dim 10" in error_line(capsys, vae.main, ["--generate", "--latent-dim", "3"])
-    assert "another kind" in error_line(capsys, vae.main, ["--generate", "--weights", str(folder / "last.pth")])
-    assert "seed 0 there, 1 here" in error_line(capsys, vae.main, [*TINY, "--seed", "1"])
-    vae.main([*TINY, "--seed", "1", "--steps", "1", "--fresh"])
-    assert len(list(Path("runs").glob("vae-digits-mlp-z2.*/last.pth"))) == 1  # the old run was moved aside
+    checkpoint = ["--generate", "--weights", str(folder / "last.pth")]
+    assert f"is a checkpoint, not a weights file. Use the folder {folder}." in error_line(capsys, vae.main, checkpoint)
+    other = [*TINY, "--out", str(folder), "--seed", "1"]
+    says = "was trained with --seed 0, not --seed 1. To continue it, use --seed 0."
+    assert says in error_line(capsys, vae.main, other)
+    vae.main([*TINY, "--seed", "1", "--steps", "1"])  # another folder
+    assert last_of(f"runs/vae-digits-batch-size-8-seed-1-{folder.name.split('8-', 1)[1]}")["step"] == 1
+    vae.main([*TINY, "--steps", "1", "--fresh"])
+    assert len(list(Path("runs").glob(f"{folder.name}.*/last.pth"))) == 1  # the old run was moved aside
 
 
 def test_eval_never_measures_on_other_data(tmp_path, capsys):
@@ -206,14 +196,14 @@ def test_eval_never_measures_on_other_data(tmp_path, capsys):
         image(tmp_path / f"set/{i}.png", seed=i)
     vae.main(["--data", "set", "--steps", "1", "--arch", "mlp", "--latent-dim", "1"])
     image(tmp_path / "set/another.png", seed=99)  # splits anew: what was trained on could be held out now
-    assert "not from set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
+    assert "not on set (19 + 2" in error_line(capsys, vae.main, ["--eval"])
 
 
 @pytest.mark.parametrize(("arch", "factors"), [("mlp", [0.5, 1, 1, 1, 1, 1, 1, 1]), ("technion", [1] * 8)])
 def test_kl_warmup(arch, factors, monkeypatch):
     """A dense VAE's β rises to --beta in a quarter of the steps; other networks have all of it from the first."""
     betas, objective = [], vae.objective
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     monkeypatch.setattr(vae, "objective", lambda *given: betas.append(given[-1]) or objective(*given))
     vae.main([*TINY, "--arch", arch, "--steps", "8", "--beta", "3", "--log-every", "99"])
     assert betas[:8] == [3 * factor for factor in factors]
@@ -221,7 +211,7 @@ def test_kl_warmup(arch, factors, monkeypatch):
 
 @pytest.mark.parametrize(("arch", "schedule"), [("tsinghua", "constant"), ("technion", "cosine"), ("mlp", "constant")])
 def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
+    monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     argv = ["--data", "digits", "--batch-size", "8", "--arch", arch, "--log-every", "4", "--lr-schedule", schedule]
     vae.main([*argv, "--steps", "8", "--out", "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -234,11 +224,10 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
     vae.main([*argv, "--steps", "5", "--out", "more"])
     assert Path("more/metrics.csv").read_text().splitlines()[-1].startswith("5,")  # the last step has a row
     vae.main([*argv, "--steps", "8", "--out", "more"])
-    learned = whole.keys() - {"seconds", "rows", "sums", "state"}
+    learned = whole.keys() - {"seconds", "rows", "sums", "planned_steps"}
     if arch == "tsinghua":
         assert all(same(whole[key], last_of("more")[key]) for key in learned)
-    else:
-        assert "the schedule was drawn for 5 steps and goes on as one for 8" in capsys.readouterr().out
+    assert "The run was planned for 5 steps, now for 8." in capsys.readouterr().out
     vae.main([*argv, "--steps", "8", "--out", "seed1", "--seed", "1"])
     assert not same(whole["model"], last_of("seed1")["model"])  # the check can fail
 
@@ -257,17 +246,17 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--data", "empty"], "holds no image file"),
         (["--data", "texts"], "holds no image file, but 1 .txt, 1 .md"),
         (["--data", "lies"], "none of the 1 image files"),
-        (["--data", "one"], "two are needed"),
+        (["--data", "one"], "one image is held out"),
         (["--data", "texts/a.txt"], "neither a folder"),
         (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
         (["--data", "digits", "--arch", "tsinghua", "--width", "64"], "--width"),
         (["--data", "digits", "--binarize", "--likelihood", "gaussian"], "--binarize"),
-        (["--data", "digits", "--x-sigma2", "0.1"], "--x-sigma2 is for --likelihood gaussian"),
+        (["--data", "digits", "--x-sigma2", "0.1"], "Add --likelihood gaussian"),
         (["--data", "digits", "--arch", "tsinghua", "--image-size", "28"], "1x32x32"),
         (["--data", "digits", "--out", "/dev/null/run"], "cannot be written"),
         (["--data", "digits", "--out", "texts/a.txt"], "cannot be written"),
-        (["--data", "digits", "--out", "foreign"], "not saved by vae.py"),
-        (["--generate", "--weights", "foreign/last.pth"], "not saved by vae.py"),
+        (["--data", "digits", "--out", "foreign"], "was saved by dcgan, not by vae.py"),
+        (["--generate", "--weights", "foreign/last.pth"], "was saved by dcgan, not by vae.py"),
         (["--generate", "--weights", "texts/a.txt"], "cannot be read"),
         (["--generate", "--weights", "nowhere.pth"], "No such file"),
         (["--device", "gpu"], "choose from auto, cuda, mps, cpu"),
@@ -285,17 +274,3 @@ def test_bad_input_gets_one_line(argv, says, tmp_path, capsys):
     image(tmp_path / "one/a.png")
     torch.save({"script": "dcgan", "state_dict": {}}, tmp_path / "foreign/last.pth")
     assert says in error_line(capsys, vae.main, argv)
-
-
-def test_weights_of_older_versions_are_taken(monkeypatch):
-    """Their technion was 256 wide, and their files name neither that nor --binarize."""
-    monkeypatch.setattr(vae, "look_inside", lambda *_: {})
-    monkeypatch.setattr(vae, "start_well", lambda *_: pytest.fail("begins anew"))
-    model = vae.build_vae("technion", 2, 1, 16, width=256)
-    old = {"script": "vae", "step": 7, "arch": "technion", "latent_dim": 2, "channels": 1, "image_size": 16}
-    old |= {"likelihood": "bernoulli", "x_sigma2": 0.001, "beta": 1.0, "data": "digits", "trained_on": "digits"}
-    torch.save(old | {"state_dict": model.state_dict()}, "old.pth")
-    vae.main(["--generate", "--n", "4", "--weights", "old.pth", "--out", "drawn"])
-    assert Path("drawn/generated.png").exists()
-    vae.main(["--data", "digits", "--weights", "old.pth", "--steps", "1", "--batch-size", "4", "--out", "next"])
-    assert torch.load("next/vae.pth", weights_only=True)["width"] == 256

@@ -1,4 +1,4 @@
-"""A folder of image files: what is in it, its splits and classes, and its pixels, decoded once into a cache."""
+"""Read a folder of image files as splits, classes and pixels. The pixels are decoded once, into a cache."""
 
 import hashlib
 import json
@@ -21,15 +21,16 @@ from plumbing.system import files
 from plumbing.system.files import progress, say
 
 TRAIN = ("train", "training")  # names of splits, in any case
-HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")  # the first that is there is taken
+# The first of these names that exists is taken.
+HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")
 
 
 class DataError(Exception):
-    """A data set cannot be had; the message says why and what to do."""
+    """A data set cannot be loaded. The message says why and what to do."""
 
 
 class Split(NamedTuple):
-    """A part of a data set: train or held out by name, or "" where the set has no parts."""
+    """A part of a data set. A set without parts is one split with the name ""."""
 
     name: str
     images: torch.Tensor  # uint8 (N, C, H, W)
@@ -38,31 +39,36 @@ class Split(NamedTuple):
 
 
 def image_files(folder: Path) -> list[str]:
-    """Paths below `folder` of what is called an image, in seeded random order; says what is left out.
+    """Return the paths of all image files below `folder`, relative to it and in seeded random order.
 
-    Raises DataError if there is none, OSError for a folder that cannot be read.
+    An image file has an ending of a format that Pillow reads. Other files are counted on standard error. Raises
+    DataError for a folder without images, and OSError for a folder that cannot be read.
     """
-    known, found, others = pixels.suffixes(), [], Counter()
+    suffixes = pixels.suffixes()
+    images, others = [], Counter()
     for inside, names in files.below(folder):
         for name in names:
-            path, suffix = os.path.join(inside, name), os.path.splitext(name)[1].lower()
-            if not os.path.isfile(path) and os.path.exists(path):  # a pipe is no file to wait for; a broken link is one
+            path = os.path.join(inside, name)
+            suffix = os.path.splitext(name)[1].lower()
+            # Reading a pipe would wait for ever. A broken link counts as a broken image.
+            if not os.path.isfile(path) and os.path.exists(path):
                 continue
-            if suffix in known:
-                found.append(os.path.relpath(path, folder))
+            if suffix in suffixes:
+                images.append(os.path.relpath(path, folder))
             else:
                 others[suffix or "without an ending"] += 1
-    counted = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(10))
-    if not found:
-        raise DataError(f"{folder} holds no image file" + f", but {counted}" * bool(others))
+    counts = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(10))
+    if not images:
+        besides = f", but {counts}" if others else ""
+        raise DataError(f"{folder} holds no image file{besides}. Use a folder of images, such as PNG or JPEG files.")
     if others:
-        say(f"{folder}: no images and left out: {counted}", sys.stderr)
-    found.sort()
-    return [found[i] for i in permutation(len(found), 0, 0)]
+        say(f"{folder}: files that are not images are left out: {counts}", sys.stderr)
+    images.sort()
+    return [images[i] for i in permutation(len(images), 0, 0)]
 
 
 def _below(paths: list[tuple[str, ...]], depth: int) -> Counter[str]:
-    """The folders at this depth, and how many files are in each."""
+    """Count the files in each folder at this depth."""
     return Counter(path[depth] for path in paths if len(path) > depth + 1)
 
 
@@ -71,10 +77,14 @@ def _is_training(name: str) -> bool:
 
 
 def _depth(paths: list[tuple[str, ...]]) -> int:
-    """How many folders there are around everything: each holds folders, or the splits and some stray files."""
+    """Count the folders that lie around all others.
+
+    Such a folder holds nothing but folders, or it holds the splits and perhaps some other files.
+    """
     depth = 0
     while True:
-        tops, inside = _below(paths, depth), _below(paths, depth + 1)
+        tops = _below(paths, depth)
+        inside = _below(paths, depth + 1)
         if len(tops) != 1 or not inside or any(map(_is_training, tops)):
             return depth
         all_deeper = inside.total() == len(paths)
@@ -84,10 +94,11 @@ def _depth(paths: list[tuple[str, ...]]) -> int:
 
 
 def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
-    """({split: {file: class}}, {what is left out: number of its files}) of paths below a folder.
+    """Return {split: {file: class}} of paths below a folder, and {name: number of files} of what is left out.
 
-    Splits are train (training) and test (or another name of HELD_OUT), in any case, or "" where there is no training
-    folder; classes are the folders below, "" where there are none. Raises DataError.
+    A split is a folder named train (or training), or test (or another name of HELD_OUT), in any case. Without a
+    training folder the only split is "". The folders below are the classes. A file outside them has the class "".
+    Raises DataError.
     """
     paths = [Path(file).parts for file in listed]
     depth = _depth(paths)
@@ -95,18 +106,21 @@ def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]
     train = sorted(filter(_is_training, tops))
     held_out = [name for known in HELD_OUT for name in sorted(tops) if name.lower() == known]
     if len(held_out) > 1 and len(held_out) == len(tops):
-        raise DataError(f"there are {' and '.join(held_out)}, but there is no folder train: name one of them")
+        names = " and ".join(held_out)
+        raise DataError(f"there are {names}, but there is no folder train. Name one of these folders with --data.")
     has_classes = [path for path in paths if len(path) > depth + 2 and path[depth] in train]
-    chosen = [""]
-    if train and (held_out or len(tops) == 1 or has_classes):  # else it is a class of trains
-        chosen = [train[0], *held_out[:1]]
+    names = [""]
+    # Otherwise `train` is a class of pictures of trains.
+    if train and (held_out or len(tops) == 1 or has_classes):
+        names = [train[0], *held_out[:1]]
         depth += 1
-    splits, left_out = {name: {} for name in chosen}, Counter()
+    splits = {name: {} for name in names}
+    left_out = Counter()
     for file, path in zip(listed, paths, strict=True):
         if len(path) <= depth:
-            left_out["beside them"] += 1
+            left_out["beside these folders"] += 1
             continue
-        split = "" if chosen == [""] else path[depth - 1]
+        split = "" if names == [""] else path[depth - 1]
         if split in splits:
             splits[split][file] = path[depth] if len(path) > depth + 1 else ""
         else:
@@ -114,8 +128,8 @@ def layout(listed: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]
     return splits, left_out
 
 
-def _tell(folder: Path, splits: dict[str, dict[str, str]], left_out: dict[str, int]) -> None:
-    """What was made of a folder: its splits and its classes."""
+def _print_layout(folder: Path, splits: dict[str, dict[str, str]], left_out: dict[str, int]) -> None:
+    """Print the splits and classes of a folder, with their numbers of files."""
     parts = [f"{name or 'all'} {len(classes):,}" for name, classes in splits.items()]
     if len(splits) == 1:
         parts.append("a tenth of it held out")
@@ -127,54 +141,63 @@ def _tell(folder: Path, splits: dict[str, dict[str, str]], left_out: dict[str, i
     for held_out in others:
         counts.update(held_out)
     if len(counts) > 1:
-        shown = ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts)[:10])
-        say(f"{len(counts)} classes: {shown}" + ", ..." * (len(counts) > 10), sys.stderr)
+        text = ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts)[:10])
+        if len(counts) > 10:
+            text += ", ..."
+        say(f"{len(counts)} classes: {text}", sys.stderr)
     strange = sorted(set().union(*others) - set(train))
     if strange:
-        say(f"WARNING: held out but not in training: {', '.join(strange[:10])}", sys.stderr)
+        say(f"WARNING: classes that the training set lacks: {', '.join(strange[:10])}", sys.stderr)
 
 
 def read_folder(
     folder: Path, root: Path, size: int | None, classes: bool = True
 ) -> tuple[str, list[Split], list[str], str]:
-    """(the folder's name, one or two splits, names of their classes if these are asked for, a note on the values).
+    """Return the folder's name, one or two splits, the names of their classes, and a note on the values.
 
-    Images are memory-mapped and in seeded random order; a class number means the same in both splits. Raises DataError.
+    Images are memory-mapped and in seeded random order. A class has the same number in both splits. The cache is below
+    `root`. Raises DataError.
+
+    Args:
+        size: side in pixels, or None for the default.
+        classes: take the folders for classes. If False, all images have the class "".
     """
     splits, left_out = layout(image_files(folder))
     if not classes:
-        splits = {name: dict.fromkeys(listed, "") for name, listed in splits.items()}
-    _tell(folder, splits, left_out)
-    cache = _decoded(folder, [list(split) for split in splits.values()], root, size)
+        splits = {name: dict.fromkeys(names, "") for name, names in splits.items()}
+    _print_layout(folder, splits, left_out)
+    cache = _cache(folder, [list(split) for split in splits.values()], root, size)
     about = json.loads((cache / "about.json").read_text())
     for line in about["lines"]:
         say(line, sys.stderr)
-    names_of_classes = sorted({name for split in splits.values() for name in split.values()})
+    class_names = sorted({name for split in splits.values() for name in split.values()})
     read = []
-    for k, (name, class_of) in enumerate(splits.items()):
+    for k, (split, class_of) in enumerate(splits.items()):
         broken = set(about["broken"][k])
         names = [file for file in class_of if file not in broken]
-        images = torch.from_numpy(np.load(cache / f"{k}.npy", mmap_mode="c"))[: len(names)]
-        read.append(
-            Split(name, images, torch.tensor([names_of_classes.index(class_of[file]) for file in names]), names)
-        )
+        array = np.load(cache / f"{k}.npy", mmap_mode="c")
+        labels = torch.tensor([class_names.index(class_of[file]) for file in names])
+        read.append(Split(split, torch.from_numpy(array)[: len(names)], labels, names))
     name_broken(sum(about["broken"], []), sum(map(len, splits.values())), folder)
-    return writable(folder.resolve().name), read, names_of_classes, about["note"]
+    return writable(folder.resolve().name), read, class_names, about["note"]
 
 
 def name_broken(broken: list[str], n: int, folder: Path) -> None:
+    """Print how many of n files are broken, and the names of the first five."""
     if broken:
-        named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-        say(f"{len(broken)} of {n} image files in {folder} cannot be read and are left out: {named}", sys.stderr)
+        names = ", ".join(broken[:5])
+        if len(broken) > 5:
+            names += ", ..."
+        say(f"{len(broken)} of {n} image files in {folder} cannot be read and are left out: {names}", sys.stderr)
 
 
 def writable(name: str) -> str:
-    """A file's name as every program can write it: some are no UTF-8."""
+    """Return a file's name as valid UTF-8. Some names on a disk are not."""
     return name.encode(errors="replace").decode()
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """(bytes, time) of a file, or of a link that leads nowhere."""
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Return the bytes and the modification time of a file, or of a link that leads nowhere."""
     try:
         stat = path.stat()
     except OSError:
@@ -182,163 +205,191 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _decoded(folder: Path, splits: list[list[str]], root: Path, size: int | None) -> Path:
-    """The cache: uint8 (N, C, size, size) of the files of each split that can be read, and what is to be said of them.
+def _cache(folder: Path, splits: list[list[str]], root: Path, size: int | None) -> Path:
+    """Return the cache of a folder, which is made if it does not exist.
 
-    Its name has a hash of the place, names, sizes and times of all files, which decide what is found out about the set.
+    The cache holds uint8 (N, C, size, size) of the readable files of each split, and about.json with the notices. Its
+    name has a hash of the folder's path and of the names, sizes and times of all files.
     """
-    place = str(folder.resolve())
-    key = repr((3, place, size, [[(file, *_state(folder / file)) for file in split] for split in splits]))  # 3: layout
-    name = f"{writable(folder.resolve().name)}-{size or 'auto'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    cache = root / "cache" / name
+    place = folder.resolve()
+    stats = [[(file, *_size_and_time(folder / file)) for file in split] for split in splits]
+    key = repr((3, str(place), size, stats))  # 3 is the version of the cache's layout
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    cache = root / "cache" / f"{writable(place.name)}-{size or 'auto'}-{digest}"
     if not cache.exists():
-        files.make_folder(cache, partial(_decode_all, folder, splits, size))
+        files.make_folder(cache, partial(_fill_cache, folder, splits, size))
     return cache
 
 
-def headers(folder: Path, listed: list[str]) -> dict[str, pixels.Header]:
-    """Of the files below `folder` that are not broken."""
+def _read_headers(folder: Path, names: list[str]) -> dict[str, pixels.Header]:
+    """Return {file: header} of the files below `folder` that are not broken."""
     with ThreadPool() as pool:
-        found = pool.imap(lambda file: pixels.header(folder / file), listed, chunksize=64)
-        found = dict(zip(listed, progress(found, f"looking at {folder}", len(listed)), strict=True))
-    return {file: header for file, header in found.items() if header}
+        headers = pool.imap(lambda file: pixels.header(folder / file), names, chunksize=64)
+        headers = progress(headers, f"looking at {folder}", len(names))
+        pairs = list(zip(names, headers, strict=True))
+    return {file: header for file, header in pairs if header}
 
 
-def values_of(folder: Path, found: dict[str, pixels.Header]) -> pixels.Range:
-    """The range of the files of a set that have more than 8 bits."""
-    wide, values = [file for file, header in found.items() if header.wide], pixels.Range()
+def _value_range(folder: Path, headers: dict[str, pixels.Header]) -> pixels.Range:
+    """Return the range of all values in the files with more than 8 bits."""
+    wide = [file for file, header in headers.items() if header.wide]
+    values = pixels.Range()
     with ThreadPool() as pool:
-        each = pool.imap_unordered(lambda file: pixels.value_range(folder / file), wide, chunksize=16)
-        for one in progress(each, f"largest value in {folder}", len(wide)):
+        ranges = pool.imap_unordered(lambda file: pixels.value_range(folder / file), wide, chunksize=16)
+        for one in progress(ranges, f"largest value in {folder}", len(wide)):
             values |= one
     return values
 
 
-def _any_colour(folder: Path, found: dict[str, pixels.Header]) -> bool:
-    stored_in_colour = [file for file, header in found.items() if not header.grey]
-    with ThreadPool() as pool:  # ends with the first one in colour
-        return any(pool.imap_unordered(lambda file: pixels.has_colour(folder / file), stored_in_colour))
+def _any_colour(folder: Path, headers: dict[str, pixels.Header]) -> bool:
+    """Return True if a pixel of any file has a colour. The first such file ends the search."""
+    names = [file for file, header in headers.items() if not header.grey]
+    with ThreadPool() as pool:
+        return any(pool.imap_unordered(lambda file: pixels.has_colour(folder / file), names))
 
 
-class Look(NamedTuple):
-    """What is true of a set of files as a whole."""
+class Summary(NamedTuple):
+    """The choices that all files of a set share."""
 
-    mode: str  # L where every pixel is grey, else RGB
-    size: int  # side in pixels to which they are resized
-    white: pixels.White  # of what has more than 8 bits a channel
+    mode: str  # L if every pixel of the set is grey, else RGB
+    size: int  # side in pixels to which the images are resized
+    white: pixels.White  # for files with more than 8 bits a channel
 
 
-def usual_size(grey: bool, side: int) -> int:
-    """--image-size where it is not given."""
+def default_size(grey: bool, side: int) -> int:
+    """Return the image size for a set without --image-size."""
     return 32 if grey or side < 64 else 64
 
 
-def _look(found: Counter[pixels.Header], coloured: bool, white: pixels.White, size: int | None) -> Look:
+def _summary(counts: Counter[pixels.Header], coloured: bool, white: pixels.White, size: int | None) -> Summary:
+    """Return the choices for a set, given how often each header occurs in it."""
     mode = "RGB" if coloured else "L"
-    side = statistics.median_low([min(header.width, header.height) for header in found.elements()] or [0])
-    return Look(mode, size or usual_size(mode == "L", side), white)
+    sides = [min(header.width, header.height) for header in counts.elements()]
+    side = statistics.median_low(sides or [0])
+    return Summary(mode, size or default_size(mode == "L", side), white)
 
 
-def _guess(folder: Path, listed: list[str], size: int | None) -> Look:
-    """From 256 files."""
-    found = headers(folder, listed[:: len(listed) // 256 + 1])
-    return _look(Counter(found.values()), _any_colour(folder, found), values_of(folder, found).white(), size)
+def _first_summary(folder: Path, names: list[str], size: int | None) -> Summary:
+    """Return the choices for a set as 256 of its files suggest them."""
+    headers = _read_headers(folder, names[:: len(names) // 256 + 1])
+    white = _value_range(folder, headers).white()
+    return _summary(Counter(headers.values()), _any_colour(folder, headers), white, size)
 
 
-def describe(found: Counter[pixels.Header], values: pixels.Range) -> str:
-    """How values of more than 8 bits become 8; nothing where there are none."""
-    said, white = [], values.white()
-    for floats, level in ((False, white.integers), (True, white.floats)):
-        n = sum(n for header, n in found.items() if header.wide and (header.mode == "F") == floats)
+def _depth_note(counts: Counter[pixels.Header], values: pixels.Range) -> str:
+    """Return how values of more than 8 bits become 8 bits, or "" for a set without such files.
+
+    fid.py compares the parts behind ": " of two sets.
+    """
+    white = values.white()
+    parts = []
+    for is_float, level in ((False, white.integers), (True, white.floats)):
+        n = sum(n for header, n in counts.items() if header.wide and (header.mode == "F") == is_float)
         if n:
-            said.append(f"{n:,} of more than 8 bits: 0 ... {level:,.0f} is black ... white")
+            parts.append(f"{n:,} images with more than 8 bits: 0 is black, {level:,.0f} is white")
     if values.lowest < 0:
-        said.append(f"what is below 0, down to {values.lowest:,.4g}, is black")
-    return "".join(f", {one}" for one in said)
+        parts.append(f"values below 0 (down to {values.lowest:,.4g}) are black")
+    return "".join(f", {part}" for part in parts)
 
 
-def _lines(folder: Path, found: Counter[pixels.Header], look: Look) -> list[str]:
-    """What else is to be said of a set."""
-    n_stored_in_colour = sum(n for header, n in found.items() if not header.grey)
-    n_transparent = sum(n for header, n in found.items() if header.transparent)
-    n_deep = sum(n for header, n in found.items() if header.deep_colour)
+def _notices(folder: Path, counts: Counter[pixels.Header], mode: str) -> list[str]:
+    """Return lines on the files of a set that are not read as they are stored."""
+    n_in_colour = sum(n for header, n in counts.items() if not header.grey)
+    n_transparent = sum(n for header, n in counts.items() if header.transparent)
+    n_deep = sum(n for header, n in counts.items() if header.deep_colour)
     lines = []
-    if look.mode == "L" and n_stored_in_colour:
-        lines.append(f"{folder}: {n_stored_in_colour:,} files are stored in colour, but every pixel is grey")
+    if mode == "L" and n_in_colour:
+        lines.append(f"{folder}: {n_in_colour:,} files are stored in colour, but every pixel is grey")
     if n_transparent:
         lines.append(f"{folder}: {n_transparent:,} images have transparency, and are shown on white")
     if n_deep:
-        lines.append(f"{folder}: {n_deep:,} images have more than 8 bits a colour, of which the upper 8 are read")
-    kept = sum(n * min(header.width, header.height) ** 2 for header, n in found.items())
-    area = sum(n * header.width * header.height for header, n in found.items())
+        lines.append(f"{folder}: {n_deep:,} images have more than 8 bits a colour, and the upper 8 are read")
+    kept = sum(n * min(header.width, header.height) ** 2 for header, n in counts.items())
+    area = sum(n * header.width * header.height for header, n in counts.items())
     return lines + crop_line(folder, kept, area)
 
 
 def crop_line(source: Path, kept: int, area: int) -> list[str]:
-    """One line where the crop to squares leaves less than nine tenths of the pixels."""
-    return [f"{source}: the crop to squares cuts off {1 - kept / area:.0%} of the pixels"] if kept < 0.9 * area else []
+    """Return one line if the crop to squares keeps less than nine tenths of the pixels, else none."""
+    if kept >= 0.9 * area:
+        return []
+    return [f"{source}: the crop to squares cuts off {1 - kept / area:.0%} of the pixels"]
 
 
-def _decode_all(folder: Path, splits: list[list[str]], size: int | None, out: Path) -> None:
-    """Fill the cache `out`: decoded as the set looks from some files, and again if from all it looks otherwise."""
-    look, seen = None, _guess(folder, sum(splits, []), size)
-    while look != seen:
-        look = seen
-        found, broken, values, coloured = Counter(), [], pixels.Range(), look.mode == "RGB"
-        for k, listed in enumerate(splits):
+def _fill_cache(folder: Path, splits: list[list[str]], size: int | None, out: Path) -> None:
+    """Decode all files into the cache `out`.
+
+    The first pass follows the summary of some files. If the summary of all files differs, a second pass follows that.
+    """
+    summary = None
+    new_summary = _first_summary(folder, sum(splits, []), size)
+    while summary != new_summary:
+        summary = new_summary
+        counts, broken, values = Counter(), [], pixels.Range()
+        coloured = summary.mode == "RGB"
+        for k, names in enumerate(splits):
             broken.append([])
-            for file, decoded in _decode_split(folder, listed, look, out / f"{k}.npy"):
-                if decoded:
-                    found[decoded.header] += 1
-                    values |= decoded.values
-                    coloured |= decoded.coloured
+            for file, picture in _decode_split(folder, names, summary, out / f"{k}.npy"):
+                if picture:
+                    counts[picture.header] += 1
+                    values |= picture.values
+                    coloured |= picture.coloured
                 else:
                     broken[k].append(file)
-            if len(broken[k]) == len(listed):
-                raise DataError(f"none of the {len(listed)} image files in {folder} can be read")
-        seen = _look(found, coloured, values.white(), size)
-    about = {"note": describe(found, values), "lines": _lines(folder, found, look), "broken": broken}
+            if len(broken[k]) == len(names):
+                raise DataError(
+                    f"none of the {len(names)} image files in {folder} can be read. Check that the files are whole."
+                )
+        new_summary = _summary(counts, coloured, values.white(), size)
+    lines = _notices(folder, counts, summary.mode)
+    about = {"note": _depth_note(counts, values), "lines": lines, "broken": broken}
     (out / "about.json").write_text(json.dumps(about))
 
 
 def _decode_split(
-    folder: Path, listed: list[str], look: Look, out: Path
-) -> Iterator[tuple[str, pixels.Decoded | None]]:
-    """Write uint8 (N, C, size, size), broken files leaving room at the end; yields each file and what became of it."""
-    mode, size, white = look
-    array = np.lib.format.open_memmap(out, "w+", np.uint8, (len(listed), len(mode), size, size))
+    folder: Path, names: list[str], summary: Summary, out: Path
+) -> Iterator[tuple[str, pixels.DecodedImage | None]]:
+    """Write the images of a split to `out` as uint8 (N, C, size, size). Yield each file with its image, None if broken.
+
+    The array has room for all files. Broken files leave rows at its end unused.
+    """
+    mode, size, white = summary
+    shape = len(names), len(mode), size, size
+    array = np.lib.format.open_memmap(out, "w+", np.uint8, shape)
     n = 0
     with ThreadPool() as pool:  # Pillow decodes outside the GIL
-        results = pool.imap(lambda file: pixels.decode(folder / file, mode, size, white), listed, chunksize=16)
-        for file, decoded in zip(listed, progress(results, f"decoding {folder}", len(listed)), strict=True):
-            if decoded:
-                array[n] = decoded.pixels.transpose(2, 0, 1)
+        results = pool.imap(lambda file: pixels.decode(folder / file, mode, size, white), names, chunksize=16)
+        results = progress(results, f"decoding {folder}", len(names))
+        for file, picture in zip(names, results, strict=True):
+            if picture:
+                array[n] = picture.pixels.transpose(2, 0, 1)
                 n += 1
-            yield file, decoded
+            yield file, picture
     array.flush()
 
 
 class Folder(NamedTuple):
-    """Image files as fid.py reads them: whole."""
+    """Image files as fid.py reads them, without a crop."""
 
     names: list[str]  # in seeded random order
-    size: int | None  # side in pixels, where nearly all are squares of one size
-    n_others: int  # how many are not
+    size: int | None  # side in pixels, if at least 9 in 10 images are squares of one size
+    n_others: int  # number of images of other sizes
     white: pixels.White
     note: str  # how values of more than 8 bits are read
 
 
 def look_at(folder: Path) -> Folder:
-    """Raises DataError if there is no image file."""
+    """Return the image files below `folder` and their common size. Raises DataError for a folder without images."""
     names = image_files(folder)
-    found = headers(folder, names)
-    ((usual, n),) = Counter((header.width, header.height) for header in found.values()).most_common(1) or [((0, 0), 0)]
-    size = usual[0] if usual[0] == usual[1] and n >= 0.9 * len(found) > 0 else None
-    n_others = len(found) - n if size else 0
+    headers = _read_headers(folder, names)
+    sizes = Counter((header.width, header.height) for header in headers.values())
+    ((width, height), n) = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
+    size = width if width == height and n >= 0.9 * len(headers) > 0 else None
+    n_others = len(headers) - n if size else 0
     if n_others:
-        say(f"{folder}: {n_others:,} of {len(found):,} images are not of {size} x {size} pixels", sys.stderr)
-    values = values_of(folder, found)
-    note = describe(Counter(found.values()), values)
+        say(f"{folder}: {n_others:,} of {len(headers):,} images are not of {size} x {size} pixels", sys.stderr)
+    values = _value_range(folder, headers)
+    note = _depth_note(Counter(headers.values()), values)
     if note:
         say(f"{folder}{note}", sys.stderr)
     return Folder(names, size, n_others, values.white(), note.removeprefix(", "))
@@ -347,22 +398,24 @@ def look_at(folder: Path) -> Folder:
 def folder_images(
     folder: Path, mode: str, batch_size: int, look: Folder | None = None
 ) -> Iterator[torch.Tensor | list[torch.Tensor]]:
-    """uint8 images, batch after batch, decoded in threads while the one before is used; broken ones are named.
+    """Yield uint8 images (n, C, H, W) in batches, or lists of (C, H, W) for a batch of several sizes.
 
-    Yields (n, C, H, W) or, where sizes differ, lists of (C, H, W): whole, and not turned by EXIF, as in pytorch-fid.
+    The images are whole and not turned by EXIF, as in pytorch-fid. Threads decode the next batch while the current one
+    is used. Broken files are left out and named at the end.
     """
     look = look or look_at(folder)
-    names, white, broken = look.names, look.white, []
+    names = look.names
+    broken = []
     chunks = [names[i : i + batch_size] for i in range(0, len(names), batch_size)]
     with ThreadPool() as pool:
-        begin = partial(pool.map_async, lambda name: pixels.read_whole(folder / name, mode, white))
-        following = begin(chunks[0])
+        begin = partial(pool.map_async, lambda name: pixels.read_whole(folder / name, mode, look.white))
+        next_images = begin(chunks[0])
         for chunk, next_chunk in zip(chunks, [*chunks[1:], []], strict=True):
-            read = following.get()
-            following = begin(next_chunk)
-            good = [x for x in read if x is not None]
-            broken += [name for name, x in zip(chunk, read, strict=True) if x is None]
-            if good:
-                one_size = len({x.shape for x in good}) == 1
-                yield torch.stack(good) if one_size else good
+            images = next_images.get()
+            next_images = begin(next_chunk)
+            broken += [name for name, x in zip(chunk, images, strict=True) if x is None]
+            images = [x for x in images if x is not None]
+            if images:
+                one_size = len({x.shape for x in images}) == 1
+                yield torch.stack(images) if one_size else images
     name_broken(broken, len(names), folder)

@@ -36,7 +36,7 @@ def load(path: Path, scripts: tuple[str, ...], key: str = "trained_on", hint: st
             files.intact(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        fail(f"{path} is no weights file, or it runs code when it is loaded. {hint}")
+        fail(f"{path} was refused. It is no weights file, or it runs code when it is loaded. {hint}")
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror or error}. {hint}")
     except Exception as error:  # a foreign or damaged file can raise anything
@@ -45,8 +45,7 @@ def load(path: Path, scripts: tuple[str, ...], key: str = "trained_on", hint: st
     if script not in scripts:
         fail(f"{path} was saved by {script}, not by {' or '.join(scripts)}.py. {hint}")
     if key == "trained_on" and "flags" in state:
-        weights = " or ".join(str(file) for file in sorted(path.parent.glob("*.pth")) if file.name != "last.pth")
-        fail(f"{path} is a checkpoint, not a weights file. Use {weights or 'a weights file'}.")
+        fail(f"{path} is a checkpoint, not a weights file. Use the folder {path.parent}.")
     needed = (key, "state_dict", "step", "data") if key == "trained_on" else (key,)
     for name in needed:
         if name not in state:

@@ -95,6 +95,3 @@ def fingerprint(net: nn.Module) -> str:
     for name, value in net.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-builder, place, no_model = or_fail, device_and_dtype, _fail  # TRANSITION: old names, to be deleted

@@ -2,7 +2,7 @@
 
 runs/vae-mnist-latent-dim-10/
     last.pth                   checkpoint with everything that training needs to continue
-    lock                       locked while a process trains here
+    lock  lock.txt             locked while a process trains here, and the name of that process
     vae.pth                    the weights, and the config that rebuilds the model
     metrics.csv  curves.png    averages since the last row, per split; TensorBoard events hold the same
     config.json  results.json  flags and versions, and the results of the evaluation at the end
@@ -321,6 +321,7 @@ class Run:
                 for step in self.bar:
                     began = time.perf_counter()
                     self.step, self.row_due = step, False
+                    self.due(self.args.log_every)  # every script has rows, also one that measures nothing then
                     self._seed_noise()
                     yield step
                     self.seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: finding, writing, hashing, locking, downloading; lines beside a progress bar."""
+"""Files that are whole or not there: write, hash, lock and download. Also lines and bars on a terminal."""
 
 import contextlib
 import hashlib
@@ -10,18 +10,19 @@ import sys
 import time
 import urllib.request
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-SLOWEST = 1e4  # bytes per second that a server has to send, after its first minute
-_held_elsewhere: set[Path] = set()  # files of which `show` has said so
+from filelock import FileLock, Timeout
+
+_unwritable: set[Path] = set()  # files that `show` has warned of
 
 
 def progress(items, title: str, total: int | None, first: int = 0):
-    """tqdm over `items`, from the second second on, where it is installed and standard error is a terminal."""
+    """Return `items` with a tqdm bar. It shows after a second, on a terminal, where tqdm is installed."""
     if not find_spec("tqdm"):
         return items
     from tqdm import tqdm
@@ -30,48 +31,50 @@ def progress(items, title: str, total: int | None, first: int = 0):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line on `file`, or on standard output, past a progress bar instead of into it."""
-    if sys.stdout is None and file is None:  # closed
+    """Print a line to `file` or standard output, above a progress bar."""
+    file = file or sys.stdout
+    if file is None:  # closed
         return
-    tqdm = sys.modules.get("tqdm")  # where it was not imported there is no bar
+    tqdm = sys.modules.get("tqdm")  # without the module there is no bar
     if tqdm:
-        tqdm.tqdm.write(text, file or sys.stdout)
+        tqdm.tqdm.write(text, file)
     else:
         print(text, file=file)
-    (file or sys.stdout).flush()
+    file.flush()
+
+
+def hidden(name: str) -> bool:
+    """Return True for the name of a hidden file, and for a Mac's folder in a zip archive."""
+    return name.startswith((".", "__MACOSX"))
 
 
 def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
 def below(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(a folder, the names of its files) for `folder` and all folders below it, without hidden ones.
+    """Yield (folder, names of its files) for `folder` and all folders below it, without hidden ones.
 
-    Links to folders are followed, after what is really there; each folder comes once, so that a circle ends. Raises
-    OSError for a folder that cannot be read.
+    Links to folders come last. A folder that two paths lead to comes once, so a circle of links ends.
+    Raises OSError for a folder that cannot be read.
     """
-    seen, waiting = set(), deque([str(folder)])
-    while waiting:
-        for inside, folders, names in os.walk(waiting.popleft(), onerror=_raise):
-            real = os.path.realpath(inside)
-            if real in seen:
+    visited, queue = set(), [str(folder)]
+    while queue:
+        for path, folders, names in os.walk(queue.pop(0), onerror=_raise):
+            real = os.path.realpath(path)
+            if real in visited:
                 folders.clear()
                 continue
-            seen.add(real)
+            visited.add(real)
             folders[:] = sorted(name for name in folders if not hidden(name))
-            paths = [os.path.join(inside, name) for name in folders]
-            waiting += filter(os.path.islink, paths)
-            yield inside, sorted(name for name in names if not hidden(name))
+            paths = [os.path.join(path, name) for name in folders]
+            queue += filter(os.path.islink, paths)
+            yield path, sorted(name for name in names if not hidden(name))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None) -> None:
-    """Write under a temporary name, flush to disk, check, rename: the old file or the new is there, never a half."""
-    part = path.with_name(path.name + ".part")
+    """Write a temporary file, flush it to disk, check it and rename it to `path`. A failure keeps the old file."""
+    part = path.with_name(f"{path.name}.part")
     try:
         with open(part, "wb") as file:
             write(file)
@@ -85,122 +88,78 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], check: Callable[[
         raise
 
 
-def new_npz(text: str, folder: Path | None = None) -> Path:
-    """The .npz file that a flag names, in `folder` unless it says where. Raises ValueError if it cannot be made."""
-    path = Path(text)
-    if folder and len(path.parts) == 1:
-        path = folder / path
-    if path.suffix != ".npz" or path.exists() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: a new file.npz in a folder that can be written to is needed")
-    return path
-
-
 def intact(path: Path) -> None:
-    """Hold a .pth against the checksums inside: torch.load does not, and takes a flipped bit for a weight."""
+    """Compare a .pth file with its checksums. torch.load does not, and loads a flipped bit as a weight."""
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise OSError(f"it is damaged, {damaged} in it is not what was written")
+        name = archive.testzip()
+    if name:
+        raise OSError(f"it is damaged: the checksum of {name} in it is wrong")
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256, 64 hexadecimal digits. Raises OSError."""
+    """Return the file's SHA-256, 64 hexadecimal digits. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def show(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """write_whole, for what people look at: where another program holds the file, as viewers do on Windows, a line
-    says so, once, and the old file stays."""
+    """Write a file that people look at. On Windows an open viewer forbids this: warn once and keep the old file."""
     try:
         write_whole(path, write)
     except PermissionError as error:
-        if path not in _held_elsewhere:
-            say(f"WARNING: {path} cannot be written now ({error.strerror}): going on without", sys.stderr)
-        _held_elsewhere.add(path)
+        if path not in _unwritable:
+            say(f"WARNING: {path} cannot be written now ({error.strerror}). The program goes on.", sys.stderr)
+        _unwritable.add(path)
 
 
 class InUse(OSError):
-    """Another process holds the lock; the message says which."""
+    """Error for a lock that another process holds. The message names that process."""
 
 
-def _take(file: BinaryIO) -> None:
-    """Lock the file until it is closed. Raises BlockingIOError if another has, OSError where there are no locks."""
-    if find_spec("fcntl"):
-        import fcntl
+def lock(path: Path) -> FileLock | None:
+    """Lock `path` until the returned object is deleted. The system releases the lock when the process ends.
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-    import msvcrt  # Windows
-
-    file.seek(1 << 30)  # what is locked there cannot be read: a byte far behind the holder's name
-    try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except PermissionError:
-        raise BlockingIOError from None
-
-
-def lock(path: Path) -> BinaryIO | None:
-    """Hold the lock `path` as long as what is returned is open: the file says who does. A dead process holds nothing.
-
-    Raises InUse. Returns None where this process holds it already and where the file system has no locks.
+    Raises InUse. Returns None if this process holds the lock already.
     """
-    file = open(path, "a+b")
+    mutex = FileLock(path, timeout=0, thread_local=False)
+    note = path.with_suffix(".txt")  # Windows lets nobody read a locked file
     me = f"process {os.getpid()} on {socket.gethostname()}"
     try:
-        _take(file)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(200).decode(errors="replace")
-        file.close()
-        if isinstance(error, BlockingIOError) and holder != me:
-            raise InUse(f"in use by {holder}") from None
-        return None
-    file.truncate(0)
-    file.write(me.encode())
-    file.flush()
-    return file
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        mutex.acquire()
+    except Timeout:
+        holder = note.read_text() if note.exists() else "another process"
+        if holder == me:
+            return None
+        raise InUse(f"in use by {holder}") from None
+    note.write_text(me)
+    return mutex
 
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """For making what will stand at `path`: who comes second waits here, and then finds what the first has made."""
+    """Let one process at a time make `path`. The next one waits, and then finds what the first has made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, told = path.with_name(f"{path.name}.lock"), False
-    while True:
-        try:
-            held = lock(name)
-            if held is None or _is_at(held, name):  # else the one before has removed it meanwhile
-                break
-            held.close()
-        except InUse as error:
-            if not told:
-                say(f"waiting: {path} is {error}", sys.stderr)
-            told = True
-            time.sleep(0.1)
+    mutex = FileLock(f"{path}.lock")
+    try:
+        mutex.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting: another process is making {path}", sys.stderr)
+        mutex.acquire()
     try:
         yield
     finally:
-        if held:
-            with contextlib.suppress(OSError):  # Windows keeps what is open
-                name.unlink()
-            held.close()
+        with contextlib.suppress(OSError):  # Windows keeps an open file, and filelock then deletes it
+            os.unlink(mutex.lock_file)
+        mutex.release()
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """The folder with what `fill` puts into it, whole or not at all; if another process is at it, by that process."""
+    """Make `folder` with what `fill` puts into it, whole or not at all. Wait if another process is making it."""
     part = folder.with_name(f"{folder.name}.part")
     with one_at_a_time(folder):
         if folder.exists():
             return
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(part, ignore_errors=True)  # a killed process leaves one
         try:
             part.mkdir()
             fill(part)
@@ -210,33 +169,29 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename it, by the clock, to a name that nothing has: the new path."""
+    """Add date and time to the name of `path`, so that the name is free. Return the new path."""
     aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-")
     return path.rename(aside)
 
 
-def _fetch(url: str, part: Path, title: str) -> None:
-    """Raises OSError and whatever urllib and http.client raise."""
-    with urllib.request.urlopen(url) as response, open(part, "wb") as file:
-        size = response.headers.get("Content-Length")
-        began, done = time.monotonic(), 0
-        for piece in progress(iter(lambda: response.read1(1 << 16), b""), title, None):
+def _fetch(url: str, file: BinaryIO) -> None:
+    """Download `url` into `file`. Unlike torch.hub, notice a connection that is cut where no SHA-256 is known."""
+    with urllib.request.urlopen(url) as response:
+        pieces = iter(partial(response.read1, 1 << 16), b"")
+        for piece in progress(pieces, url, None):
             file.write(piece)
-            done += len(piece)
-            if done < SLOWEST * (time.monotonic() - began - 60):
-                raise OSError("it sends less than 10 kB a second")
-    if size and done != int(size):
-        raise OSError(f"it was cut off after {done:,} of {int(size):,} bytes")
+        size = response.headers["Content-Length"]
+    if size and file.tell() != int(size):
+        raise OSError(f"the connection was cut after {file.tell():,} of {int(size):,} bytes")
 
 
 def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -> None:
-    """`path` from the first address that gives what `check` accepts (it raises ValueError), whole or not at all.
+    """Download `path`, whole or not at all, from the first address whose file passes `check`.
 
-    Raises OSError that says of every address what was wrong. A server may be silent for half a minute (common.setup).
+    `check` raises ValueError. If every address fails, raises OSError with the reason for each one.
     """
-    part = path.with_name(f"{path.name}.part")
     reasons = []
     with one_at_a_time(path):
         if path.exists():
@@ -244,25 +199,23 @@ def download(urls: Iterable[str], path: Path, check: Callable[[Path], object]) -
         for url in urls:
             say(f"fetching {url}", sys.stderr)
             try:
-                _fetch(url, part, path.name)
-                check(part)
-                os.replace(part, path)
+                write_whole(path, partial(_fetch, url), check)
                 return
             except Exception as error:  # urllib, http.client and `check` have no common one
                 reasons.append(f"{url}: {str(error) or type(error).__name__}")
-            finally:
-                part.unlink(missing_ok=True)
     raise OSError("; ".join(reasons))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file of ours holds; nothing where there is none, or none that can be read."""
+    """Return a JSON file's dictionary, or {} for a missing or damaged file."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: dict[str, Any], write: Callable = write_whole) -> None:
-    write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    """Write a dictionary as indented JSON with `write`, which is write_whole or show."""
+    text = json.dumps(content, indent=1)
+    write(path, lambda file: file.write(text.encode()))
