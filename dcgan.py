@@ -61,7 +61,7 @@ class Generator(nn.Module):
     S = featuremap_size · 2^len(widths). widths: channels from stage to stage, by default half of the paper's figure 1.
     """
 
-    def __init__(self, z_dim: int, featuremap_size: int = 4, out_channels: int = 3, widths=(512, 256, 128, 64)):
+    def __init__(self, z_dim, featuremap_size=4, out_channels=3, widths=(512, 256, 128, 64)):
         super().__init__()
 
         def stage(i, o, kernel, stride, padding):
@@ -93,19 +93,17 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The generator's mirror: images (B, *in_size) -> logits (B, 1), above 0 for what is taken for data.
 
-    Args:
-        in_size: (C, H, W). H and W halve len(widths) times.
-        spectral_norm: divide each weight by its largest singular value, without BatchNorm (Miyato et al. 2018).
-    Raises ValueError for sides that cannot be halved so often.
+    in_size: (C, H, W). H and W are halved len(widths) times, else ValueError is raised. spectral_norm: divide each
+    weight by its largest singular value, and leave out BatchNorm (Miyato et al. 2018).
     """
 
-    def __init__(self, in_size, widths=(64, 128, 256, 512), spectral_norm: bool = False):
+    def __init__(self, in_size, widths=(64, 128, 256, 512), spectral_norm=False):
         super().__init__()
         self.in_size = in_size
         channels, *sides = in_size
         parts = 2 ** len(widths)
         if any(side % parts or not side for side in sides):
-            raise ValueError(f"{parts} must divide the sides {tuple(sides)}, halved {len(widths)} times")
+            raise ValueError(f"{parts} must divide the sides {tuple(sides)} of images")
 
         def stage(i, o):
             down = nn.Conv2d(i, o, 4, 2, 1, bias=spectral_norm)
@@ -135,7 +133,8 @@ def stages(image_size: int, hidden_dim: int) -> list[int]:
     n = int(math.log2(max(image_size, 8) / 4))
     if image_size < 8 or image_size % 2**n:
         raise ValueError(f"images of {image_size} pixels cannot be made by doubling 4 to 7, as 32 and 48 can")
-    return [hidden_dim * 2 ** min(i, 3) for i in reversed(range(n))]  # at most 25 million weights up to 256 pixels
+    # Without the limit of 3, networks for 256 pixels would have more than 25 million weights.
+    return [hidden_dim * 2 ** min(i, 3) for i in reversed(range(n))]
 
 
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
@@ -154,6 +153,9 @@ cross_entropy = F.binary_cross_entropy_with_logits
 def squared_error(scores: Tensor, labels: Tensor) -> Tensor:
     """Return ½ E[(s − label)²] of scores and labels (B, 1) (1611.04076, eq. 9)."""
     return 0.5 * F.mse_loss(scores, labels)
+
+
+ERRORS = {"gan": cross_entropy, "lsgan": squared_error}  # by --loss
 
 
 def discriminator_loss_fn(
@@ -186,13 +188,14 @@ def hinge_generator_loss(y_generated: Tensor) -> Tensor:
     return -y_generated.mean()
 
 
-def game(loss: str, label_noise: float, label_smoothing: float) -> tuple[Callable, Callable]:
+def game(loss: str, label_noise: float, label_smoothing: float):
     """Return the losses of D, (B, 1), (B, 1) -> (), and of G, (B, 1) -> (). Raises KeyError for other names."""
     if loss == "hinge":
         return hinge_discriminator_loss, hinge_generator_loss
-    how = {"data_label": 1, "error": {"gan": cross_entropy, "lsgan": squared_error}[loss]}
-    tricks = {"label_noise": label_noise, "label_smoothing": label_smoothing}
-    return partial(discriminator_loss_fn, **how, **tricks), partial(generator_loss_fn, **how)
+    how = {"data_label": 1, "error": ERRORS[loss]}
+    g_loss_fn = partial(generator_loss_fn, **how)
+    how |= {"label_noise": label_noise, "label_smoothing": label_smoothing}
+    return partial(discriminator_loss_fn, **how), g_loss_fn
 
 
 def equilibrium(loss: str, label_smoothing: float) -> dict[str, float]:
@@ -203,7 +206,8 @@ def equilibrium(loss: str, label_smoothing: float) -> dict[str, float]:
     if loss == "lsgan":
         d_loss, g_loss = d**2, 0.5 * (1 - d) ** 2
     else:
-        d_loss, g_loss = -2 * (d * math.log(d) + (1 - d) * math.log(1 - d)), -math.log(d)
+        d_loss = -2 * (d * math.log(d) + (1 - d) * math.log(1 - d))
+        g_loss = -math.log(d)
     return {"d_loss": d_loss, "g_loss": g_loss, "d_x": d, "d_g_z": d}
 
 
@@ -217,8 +221,8 @@ def update(
 ) -> tuple[Tensor, ...]:
     """Update D on x (B, C, H, W) in [-1, 1] and as many samples, then G on new samples through the new D.
 
-    draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs.
-    Return D's loss, G's loss, the logits of x, and the logits of the samples in D's step and in G's step.
+    draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs. Return D's loss, G's loss, and the logits
+    (B, 1) of x, of the samples in D's step, and of those in G's step.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
@@ -270,7 +274,8 @@ def train(args: Namespace, device: torch.device) -> Run:
     batch = common.batches(data.train, args, device)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     players = fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer
-    judge = fid.Judge(data, args.data_dir, device, "train")  # training images choose, test images report
+    # Training images choose the best generator. Test images are for its report.
+    judge = fid.Judge(data, args.data_dir, device, "train")
     best_file = f"best_{judge.distance or 'fd_lenet'}.pth"
 
     for step in run.steps():
@@ -289,7 +294,6 @@ def train(args: Namespace, device: torch.device) -> Run:
         run.add("train", d_loss=d_loss, g_loss=g_loss, d_x=d_x)
         run.add("D's step", d_g_z=d_g_z)
         run.add("G's step", d_g_z=new_d_g_z)
-        run.due(args.log_every)  # a row of metrics.csv
         if run.due(args.sample_every, early=True):
             z = torch.randn(64, G.z_dim, generator=torch.Generator().manual_seed(0))
             run.save_grid("samples", show(averaged_G, z))
@@ -299,8 +303,8 @@ def train(args: Namespace, device: torch.device) -> Run:
             run.add("samples", **{name: scores[name] for name in curves if name in scores})
             lenet.warn_if_collapsed(run, scores)
             if run.is_best("samples", judge.distance):
-                best = {f"train_{judge.distance}": scores[judge.distance]}
-                run.save_weights(best_file, averaged_G, config | best)
+                score = {f"train_{judge.distance}": scores[judge.distance]}
+                run.save_weights(best_file, averaged_G, config | score)
     return run.finish(evaluate_run(averaged_G, data, args, run.load_weights(best_file)), MEANING)
 
 
@@ -325,14 +329,14 @@ def draw_samples(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
     return common.sample_batches(lambda k: show(G, G.noise(k)), n, seed)
 
 
-def measure(G: Generator, judge: Callable, data) -> dict[str, object]:
+def measure(G: Generator, judge: Callable, data) -> dict:
     """Return the judge's scores of samples, and as "spread" their mean distance, divided by that of the data's."""
     scores = judge(partial(draw_samples, G))
     spread = lenet.spread(next(draw_samples(G, 500, seed=0)))
     return scores | {"spread": spread / lenet.spread_of(data)}
 
 
-def evaluate_run(G: Generator, data, args: Namespace, best: dict) -> dict[str, object]:
+def evaluate_run(G: Generator, data, args: Namespace, best: dict) -> dict:
     """Return the scores, on test images, of G and of the best generator's weights file, or {} for none."""
     import fid
 
@@ -341,13 +345,12 @@ def evaluate_run(G: Generator, data, args: Namespace, best: dict) -> dict[str, o
     if best:
         results["best_step"] = best["step"]
         scores = judge(partial(draw_samples, build(best).to(args.device)))
-        if judge.distance in scores:
-            results[f"best_{judge.distance}"] = scores[judge.distance]
+        results |= {f"best_{k}": v for k, v in scores.items() if k == judge.distance}
     return results
 
 
 def between(z1: Tensor, z2: Tensor, k: int, spherical: bool) -> Tensor:
-    """Return K >= 1 steps from z₁ to z₂ (z_dim,), two before and two beyond, (K + 5, z_dim), on a line or a circle.
+    """Return K steps from z₁ to z₂ (z_dim,), two before and two beyond, (K + 5, z_dim), on a line or a circle.
 
     Most of N(0, I) is near a sphere of radius √z_dim. A line passes inside it, slerp does not (White 2016, 1609.04468).
     """
@@ -365,7 +368,8 @@ def draw_interpolation(G: Generator, k: int, seed: int, path: Path) -> None:
     for z1, z2 in z.split(2):
         rows += [between(z1, z2, k, spherical=False), between(z1, z2, k, spherical=True)]
     labels = tuple(f"{i / k:.4g}" for i in range(-2, k + 3))
-    common.save_grid(show(G, torch.cat(rows)), path, k + 5, set_off=(1, k + 2), pairs=True, labels=labels)
+    layout = {"set_off": (1, k + 2), "pairs": True, "labels": labels}
+    common.save_grid(show(G, torch.cat(rows)), path, k + 5, **layout)
     print(f"{path}: each pair of z on a line and, below it, on the sphere")
 
 
@@ -415,7 +419,8 @@ def train_batch(dsc_model, gen_model, dsc_loss_fn, gen_loss_fn, dsc_optimizer, g
         return gen_model.sample(n, with_grad=torch.is_grad_enabled())
 
     how = dsc_loss_fn, gen_loss_fn, dsc_optimizer, gen_optimizer
-    dsc_loss, gen_loss, *_ = update(dsc_model, G, *how, x_data, draw_z=lambda n: n)  # G draws its own z
+    # G draws its own z, so update() gives it their number.
+    dsc_loss, gen_loss, *_ = update(dsc_model, G, *how, x_data, draw_z=lambda n: n)
     return dsc_loss.item(), gen_loss.item()
 
 
@@ -445,9 +450,8 @@ def use(args: Namespace, device: torch.device) -> None:
         export(G.cpu(), z, folder / "DCGAN_model_G.pth", "z ~ N(0, I) -> images in [-1, 1]")
         path = trained.path.with_name("discriminator.pth")
         if not path.exists():
-            common.fail(f"only the generator was exported. Copy its discriminator to {path}.")
-        D_config = common.load(path, ("dcgan",), network="D")
-        D = build(D_config, Discriminator).eval()
+            common.fail(f"only the generator was exported. Its discriminator belongs to {path}.")
+        D = build(common.load(path, ("dcgan",), network="D"), Discriminator).eval()
         x = 2 * torch.rand(3, *D.in_size) - 1
         ranges = "images in [-1, 1] -> logits, above 0 for data"
         export(D, x, folder / "DCGAN_model_D.pth", ranges)
