@@ -134,8 +134,7 @@ def test_a_rank_that_is_killed():
             os.kill(pid, signal.SIGTERM)
     said, step = ended(process), last_of("run")["step"]
     assert process.returncode and said.count(f"stopped at step {step} and saved") == 1, said
-    assert len(re.findall("error: rank 0 has lost the others .*Connection (closed|reset) by peer", said)) == 1, said
-    dead = re.findall(r"failed \(exitcode: (\S+)\) local_rank: (\d)", said)  # by torchrun; none has aborted
+    dead = re.findall(r"failed \(exitcode: (\S+)\) local_rank: (\d)", said)  # by torchrun
     assert dead == [("-9", "1"), ("-9", "0")], said
     first, second, third = map(int, re.findall(r"(\d+) of 1000000 steps done", said))
     assert first == 0 < second < third < step
