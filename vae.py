@@ -143,9 +143,9 @@ class VAE(nn.Module):
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
-        at = device_and_dtype(self)
-        generator = None if seed is None else torch.Generator(at["device"]).manual_seed(seed)
-        return self.decode(torch.randn(n, self.z_dim, generator=generator, **at)).cpu()
+        if seed is not None:
+            torch.manual_seed(seed)
+        return self.decode(torch.randn(n, self.z_dim, **device_and_dtype(self))).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
