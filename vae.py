@@ -536,9 +536,9 @@ def settings(args: Namespace, data) -> dict:
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    names = ("arch", "latent_dim", "x_sigma2", "beta", "binarize")
-    config = {name: vars(args)[name] for name in names} | {"width": width, "likelihood": likelihood}
-    return config | {"channels": channels, "image_size": image_size}
+    config = {"arch": args.arch, "latent_dim": args.latent_dim, "channels": channels}
+    config |= {"image_size": image_size, "width": width, "likelihood": likelihood}
+    return config | {"x_sigma2": args.x_sigma2, "beta": args.beta, "binarize": args.binarize}
 
 
 @common.or_fail
