@@ -40,10 +40,9 @@ from plumbing.run.networks import fingerprint
 from plumbing.run.run import Run
 from plumbing.system import hardware, ranks
 from plumbing.system.files import progress
-from plumbing.system.flags import number
 
-# Augmentation (section 3) of whole batches x, (B, 3, S, S) in [0, 1]. Each image has random parameters of its own. As in
-# appendix B.9 the strength is 0.5, and there is no blur.
+# Augmentation (section 3) of whole batches x, (B, 3, S, S) in [0, 1]. Each image has random parameters of its own.
+# As in appendix B.9 the strength is 0.5, and there is no blur.
 
 
 def to_rgb(x):
@@ -281,9 +280,8 @@ def train(args: Namespace, device: torch.device) -> Run:
         loss.backward()
         optimizer.step()
 
-        # the loss, and now and then what h knows of the labels
+        # log the loss, and now and then what h knows of the labels
         run.add("train", loss=loss)
-        run.due(args.log_every)  # then the step ends with a row of metrics.csv
         if run.due(args.sample_every) and data.train_labels.max() > 0:
             run.add("test", knn=quick_knn(model, data, args.bf16))
     return run.finish(evaluate_run(model, data, run.folder, args), MEANING)
@@ -533,14 +531,15 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("model")
     add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
     add("--feature-dim", type=common.count, default=128, help="dimensions of z")
-    add("--image-size", type=number(int, 8, 1024), help="side in pixels (default: 32, or 64 for larger images)")
+    add("--image-size", type=common.number(int, 8, 1024), help="side in pixels (default: 32; 64 for larger images)")
     add = p.group("optimisation")
     add("--tau", type=common.positive, default=0.2, help="temperature τ of the loss; CS231n: 0.5")
     half_size = "views have half the side, and take a quarter of the time, in this first part of the steps"
-    add("--half-size", type=number(float, 0, 1), default=0.0, help=half_size)
+    add("--half-size", type=common.number(float, 0, 1), default=0.0, help=half_size)
     add("--warmup", type=common.count, default=200, help="steps in which the learning rate rises")
     add = p.group("trained weights")
-    add("--labels", type=number(float, 0, 1, above=True), default=0.1, help="share of labels for linear_few")
+    labels = "share of the labels for linear_few"
+    add("--labels", type=common.number(float, 0, 1, above=True), default=0.1, help=labels)
     add("--eval", action="store_true", help="do not train: evaluate a run")
     features = "do not train: write h of the images of --data, not normalised"
     add("--features", metavar="FILE.npz", help=features)

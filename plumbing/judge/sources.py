@@ -173,7 +173,7 @@ def warn_if_few(name: str, n: int | None) -> None:
         files.say(f"WARNING: {name}: {n} images. {bias}", sys.stderr)
 
 
-def holds_statistics(path: str) -> bool:
+def holds_statistics(path: str | Path) -> bool:
     """Return True for an .npz of mu and sigma, False for one of images."""
     try:
         with np.load(path, allow_pickle=False) as file:
