@@ -456,7 +456,7 @@ def settings(args: Namespace, data) -> dict:
     x = data.train[:5000, :, ::every, ::every].float() / 255
     mean = x.mean((0, 2, 3)).expand(3).tolist()
     std = x.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist()
-    config = {name: vars(args)[name] for name in ("encoder", "feature_dim", "tau")}
+    config = {"encoder": args.encoder, "feature_dim": args.feature_dim, "tau": args.tau}
     config |= {"image_size": image_size, "mean": mean, "std": std}
     # Weights that are trained further keep their mean and std.
     return config | {name: args.begin[name] for name in ("mean", "std") if name in args.begin}

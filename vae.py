@@ -143,9 +143,9 @@ class VAE(nn.Module):
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
-        at = device_and_dtype(self)
-        generator = None if seed is None else torch.Generator(at["device"]).manual_seed(seed)
-        return self.decode(torch.randn(n, self.z_dim, generator=generator, **at)).cpu()
+        if seed is not None:
+            torch.manual_seed(seed)
+        return self.decode(torch.randn(n, self.z_dim, **device_and_dtype(self))).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
@@ -536,9 +536,9 @@ def settings(args: Namespace, data) -> dict:
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    names = ("arch", "latent_dim", "x_sigma2", "beta", "binarize")
-    config = {name: vars(args)[name] for name in names} | {"width": width, "likelihood": likelihood}
-    return config | {"channels": channels, "image_size": image_size}
+    config = {"arch": args.arch, "latent_dim": args.latent_dim, "channels": channels}
+    config |= {"image_size": image_size, "width": width, "likelihood": likelihood}
+    return config | {"x_sigma2": args.x_sigma2, "beta": args.beta, "binarize": args.binarize}
 
 
 @common.or_fail
