@@ -7,18 +7,18 @@ maps h to z. Each view has to find its partner among all other views, with sim t
     ℓ(i,j) = −log[ exp(sim(z_i,z_j)/τ) / Σ_{m≠i} exp(sim(z_i,z_m)/τ) ],  m = 1 ... 2N                   (eq. 1)
     L = 1/(2N) Σ_k [ℓ(k,k+N) + ℓ(k+N,k)],  k = 1 ... N (the paper's pairs are 2k − 1, 2k)      (algorithm 1)
 
-Differs from the paper (its appendix B.9 has CIFAR-10): ResNet-18. The head of Stanford's CS231n, assignment 3, 512 wide.
-SGD with momentum instead of LARS. Learning rate --lr · batch / 256 with warm-up and a cosine. Weight decay 5e-4 on all
-parameters. τ 0.2 instead of 0.5.
+Differs from the paper (its appendix B.9 has CIFAR-10): ResNet-18. The head of Stanford's CS231n, assignment 3, 512
+wide. SGD with momentum instead of LARS, learning rate --lr · batch / 256 times warm-up and cosine, weight decay 5e-4 on
+everything. τ 0.2 instead of 0.5.
 
     python simclr.py                                          # ResNet-18 on CIFAR-10; the same again continues
     python simclr.py --eval                                   # evaluate the newest run and its baselines again
     python simclr.py --features out.npz --data photos/        # use a trained encoder on your own images
 
-Measured on CIFAR-10's test images, seed 0, with --batch-size 128 --warmup 200 --lr 0.12 --half-size 0.9 on one thread of
-an AMD EPYC. --steps 4500 gave linear 69.6%, kNN 61.2% in 81 minutes, continued to --steps 5000 (12.8 epochs) 70.1%,
-61.7% in 112 minutes. --steps 1250 --warmup 100 gave 60.5%, 51.5% in 30 minutes. Raw pixels give 41.3%, 30.9%, an
-untrained encoder 36.0%, 33.3%.
+Measured on CIFAR-10's test images with --batch-size 128 --warmup 200 --lr 0.12 --half-size 0.9, seed 0, on one thread
+of an AMD EPYC. --steps 4500 gave linear 69.6%, kNN 61.2% in 81 minutes. Continued to --steps 5000, 12.8 epochs, it gave
+70.1%, 61.7% in 112. --steps 1250 --warmup 100 gave 60.5%, 51.5% in 30. Raw pixels have 41.3%, 30.9%, an untrained
+encoder 36.0%, 33.3%.
 """
 
 import math
@@ -39,25 +39,24 @@ from plumbing.run.export import export
 from plumbing.run.networks import fingerprint
 from plumbing.run.run import Run
 from plumbing.system import hardware, ranks
-from plumbing.system.files import progress, say
+from plumbing.system.files import progress
 from plumbing.system.flags import number
 
-# ------------------------------------------------------------------------------------------------------ augmentation
-# Section 3 of the paper, with appendix B.9's strength 0.5 and without blur. All functions take a batch x, (B, 3, S, S)
-# in [0, 1], and draw random parameters for each image.
+# Augmentation (section 3) of whole batches x, (B, 3, S, S) in [0, 1]. Each image has random parameters of its own. As in
+# appendix B.9 the strength is 0.5, and there is no blur.
 
 
-def to_rgb(x: Tensor) -> Tensor:
+def to_rgb(x):
     """Convert uint8 images (B, 1 or 3, S, S) to floats (B, 3, S, S) in [0, 1]."""
     return x.float().expand(-1, 3, -1, -1) / 255
 
 
-def uniform(n: int, low: float, high: float, device) -> Tensor:
+def uniform(n, low, high, device):
     """Draw (n,) numbers between low and high."""
     return low + (high - low) * torch.rand(n, device=device)
 
 
-def crop_boxes(n: int, size: int, device, scale, ratio=(3 / 4, 4 / 3)) -> Tensor:
+def crop_boxes(n, size, device, scale, ratio=(3 / 4, 4 / 3)):
     """Draw (4, n): top, left, height, width, as torchvision's RandomResizedCrop does.
 
     The first of ten tries that fits into the image counts. If none does, the box is the image.
@@ -75,7 +74,7 @@ def crop_boxes(n: int, size: int, device, scale, ratio=(3 / 4, 4 / 3)) -> Tensor
     return torch.cat([corner.floor(), sides])
 
 
-def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
+def resampling(start, length, size):
     """Return matrices (B, size, size) that stretch `length` pixels from `start`, each (B,), over `size` pixels.
 
     Row i has the weights of the input pixels for output pixel i, as bilinear interpolation has them.
@@ -87,7 +86,7 @@ def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
     return F.relu(1 - distance.abs())
 
 
-def crop(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
+def crop(x, scale=(0.08, 1.0)):
     """Crop random boxes with a share of the area in `scale`, and resize them to S, by two matrix products."""
     size = x.shape[-1]
     top, left, height, width = crop_boxes(len(x), size, x.device, scale)
@@ -96,36 +95,18 @@ def crop(x: Tensor, scale=(0.08, 1.0)) -> Tensor:
     return rows[:, None] @ x @ columns[:, None].mT
 
 
-def flip(x: Tensor) -> Tensor:
+def flip(x):
     """Mirror half of the images."""
     mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
     return torch.where(mirrored, x.flip(-1), x)
 
 
-def grey(x: Tensor) -> Tensor:
+def grey(x):
     """Return the luma (B, 1, S, S)."""
     return 0.2989 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
 
 
-def blend(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
-    """Return y + factor (x − y), cut to [0, 1], with a factor (B,) for each image."""
-    return torch.lerp(y, x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
-
-
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Adjust as torchvision does, with a factor (B,) for each image. The next two functions are alike."""
-    return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return blend(x, grey(x).mean((2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return blend(x, grey(x), factor)
-
-
-def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+def turn_hue(x, turn):
     """Turn colours by `turn` (B,), -½ to ½ of the colour circle, at constant value and saturation (HSV)."""
     r, g, b = x.unbind(1)  # (B, S, S)
     high = torch.maximum(torch.maximum(r, g), b)
@@ -141,10 +122,21 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, turn_hue)
+def adjust(x, kind, amount):
+    """Adjust images as torchvision does: turn_hue, or x blended with black or grey by a factor, amount (B,)."""
+    factor = amount.view(-1, 1, 1, 1)
+    if kind == "hue":
+        return turn_hue(x, amount)
+    if kind == "brightness":
+        return (x * factor).clamp_(0, 1)
+    y = grey(x) if kind == "saturation" else grey(x).mean((2, 3), keepdim=True)  # else contrast
+    return torch.lerp(y, x, factor).clamp_(0, 1)
 
 
-def jitter(x: Tensor, p: float = 0.8) -> Tensor:
+ADJUST = ("brightness", "contrast", "saturation", "hue")
+
+
+def jitter(x, p=0.8):
     """Change brightness, contrast and saturation by up to 0.4 and hue by 0.1, in place, with probability p.
 
     Each image has its own order of the four adjustments.
@@ -159,8 +151,7 @@ def jitter(x: Tensor, p: float = 0.8) -> Tensor:
     counts = [len(i) for i in chosen]
     chosen = hardware.moved(torch.cat(chosen), device).split(counts)
     for k, i in enumerate(chosen):  # four turns of four adjustments
-        adjust, amount = ADJUST[k % 4], amounts[k % 4]
-        x[i] = adjust(x[i], amount[i])
+        x[i] = adjust(x[i], ADJUST[k % 4], amounts[k % 4][i])
     return x
 
 
@@ -169,9 +160,6 @@ def augment(x: Tensor) -> Tensor:
     x = jitter(flip(crop(to_rgb(x))))
     colourless = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.2
     return torch.where(colourless, grey(x), x)
-
-
-# ---------------------------------------------------------------------------------------------------- model and loss
 
 
 class Model(nn.Module):
@@ -252,12 +240,9 @@ def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, devi
     return F.cross_entropy(logits, own.roll(N))
 
 
-# ---------------------------------------------------------------------------------------------------------- training
-
-
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     """Return the learning rate of step 1 ... steps: linear warm-up times a cosine from `peak` to 0."""
-    warm = min(1, step / max(1, warmup))
+    warm = min(1, step / warmup)
     return peak * warm * ((1 + math.cos(math.pi * (step - 1) / steps)) / 2)
 
 
@@ -299,7 +284,7 @@ def train(args: Namespace, device: torch.device) -> Run:
         # the loss, and now and then what h knows of the labels
         run.add("train", loss=loss)
         run.due(args.log_every)  # then the step ends with a row of metrics.csv
-        if run.due(args.sample_every) and has_classes(data):
+        if run.due(args.sample_every) and data.train_labels.max() > 0:
             run.add("test", knn=quick_knn(model, data, args.bf16))
     return run.finish(evaluate_run(model, data, run.folder, args), MEANING)
 
@@ -314,13 +299,13 @@ MEANING = {  # of results: unit, and which way is better
 }
 
 
-def prepare(model: Model, x: Tensor) -> Tensor:
+def prepare(model, x) -> Tensor:
     """Convert uint8 images (B, C, S, S) to what the network takes, on its device, without augmentation."""
     return model.normalise(to_rgb(x.to(model.mean.device)))
 
 
 @common.in_eval_mode
-def represent(model: Model, x: Tensor, bf16: bool) -> Tensor:
+def represent(model, x, bf16) -> Tensor:
     """Return h = f(x) of uint8 images: float32 (N, width), not scaled to length 1."""
     autocast = torch.autocast(model.mean.device.type, torch.bfloat16, enabled=bf16)
     h, n = [], max(1, 250 * 32**2 // x.shape[-1] ** 2)
@@ -330,11 +315,7 @@ def represent(model: Model, x: Tensor, bf16: bool) -> Tensor:
     return torch.cat(h)
 
 
-def has_classes(data) -> bool:
-    return bool(data.train_labels.max() > 0)
-
-
-def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k=200, tau=0.1) -> float:
+def knn_accuracy(bank, labels, h, truth, k=200, tau=0.1) -> float:
     """Return the share of h (M, D) for whose class, truth (M,), the k nearest of the bank (N, D) vote.
 
     The nearest are found by cosine. Each votes for its label, labels (N,), with weight exp(sim/τ) (Wu et al. 2018,
@@ -351,7 +332,7 @@ def knn_accuracy(bank: Tensor, labels: Tensor, h: Tensor, truth: Tensor, k=200, 
     return right / len(h)
 
 
-def quick_knn(model: Model, data, bf16: bool) -> float:
+def quick_knn(model, data, bf16) -> float:
     """Return the kNN accuracy of 2,000 held-out images with a bank of 10,000, for the curve during training."""
     bank = represent(model, data.train[:10000], bf16)
     h = represent(model, data.test[:2000], bf16)
@@ -359,7 +340,7 @@ def quick_knn(model: Model, data, bf16: bool) -> float:
     return knn_accuracy(bank, labels, h, truth)
 
 
-def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
+def logistic_regression(h, labels, l2) -> nn.Linear:
     """Fit a linear classifier of h (N, D): least mean cross-entropy + l2/2 ‖W‖², by L-BFGS."""
     layer = nn.Linear(h.shape[1], int(labels.max()) + 1).to(h.device)
     nn.init.zeros_(layer.weight)
@@ -377,12 +358,7 @@ def logistic_regression(h: Tensor, labels: Tensor, l2: float) -> nn.Linear:
     return layer.requires_grad_(False)
 
 
-def accuracy(layer: nn.Linear, h: Tensor, labels: Tensor) -> float:
-    """Return the share of h (N, D) whose label (N,) has the largest logit."""
-    return (layer(h).argmax(1) == labels).float().mean().item()
-
-
-def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) -> float:
+def linear_accuracy(h, labels, test_h, truth) -> float:
     """Return the accuracy of logistic regression on standardised features (N, D), (M, D).
 
     The penalty l2 is chosen on a fifth of the training labels.
@@ -390,16 +366,18 @@ def linear_accuracy(h: Tensor, labels: Tensor, test_h: Tensor, truth: Tensor) ->
     mean, std = h.mean(0), h.std(0)
     std = torch.where(std > 1e-4, std, 1.0)
     h, test_h = (h - mean) / std, (test_h - mean) / std
-    n = len(h) - len(h) // 5
-    tried = {}
+
+    def accuracy(layer, h, labels):
+        return (layer(h).argmax(1) == labels).float().mean().item()
+
+    n, tried = len(h) - len(h) // 5, {}
     for l2 in progress((1e-3, 1e-2, 1e-1), "linear classifier", 3):
-        layer = logistic_regression(h[:n], labels[:n], l2)
-        tried[l2] = accuracy(layer, h[n:], labels[n:])
+        tried[l2] = accuracy(logistic_regression(h[:n], labels[:n], l2), h[n:], labels[n:])
     best_l2 = max(tried, key=tried.get)
     return accuracy(logistic_regression(h, labels, best_l2), test_h, truth)
 
 
-def accuracies(h: Tensor, test_h: Tensor, data, few: Tensor) -> dict[str, float]:
+def accuracies(h, test_h, data, few) -> dict[str, float]:
     """Return held-out accuracies of features (N, D), (M, D). linear_few has the labels of h[few] only."""
     y, truth = data.train_labels.to(h.device), data.test_labels.to(h.device)
     return {
@@ -409,42 +387,37 @@ def accuracies(h: Tensor, test_h: Tensor, data, few: Tensor) -> dict[str, float]
     }
 
 
-def draw_views(x: Tensor, path: Path) -> None:
+def draw_views(x, path):
     """Draw uint8 images in a row, and two views of each below it."""
     torch.manual_seed(0)
     common.save_grid(torch.cat([to_rgb(x), augment(x), augment(x)]), path, len(x))
 
 
-def pixels_as_features(x: Tensor, device: torch.device) -> Tensor:
+def pixels_as_features(x, device) -> Tensor:
     """Return uint8 images (N, C, S, S) as features (N, D), at 32 x 32 pixels or less."""
     return F.adaptive_avg_pool2d(x.to(device).float() / 255, min(32, x.shape[-1])).flatten(1)
 
 
 @torch.no_grad()
-def measure_batchnorm(model: Model, x: Tensor) -> None:
-    """Set BatchNorm's running statistics to their means over batches of 250 uint8 images."""
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
-            m.momentum = None  # a mean instead of a moving average
-    for batch in x.split(250):
-        model(prepare(model, batch))
-
-
-def untrained_twin(model: Model, x: Tensor, seed: int) -> Model:
-    """Return the same network untrained, a baseline. BatchNorm's statistics of x make it a harder one."""
+def untrained_twin(model, x, seed) -> Model:
+    """Return the same network untrained, but with BatchNorm's statistics of uint8 images x: the harder baseline."""
     torch.manual_seed(seed + 1)
     twin = Model(*model.arguments)
     twin.to(model.mean.device, memory_format=torch.channels_last)
-    measure_batchnorm(twin, x)
+    for m in twin.modules():
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
+            m.momentum = None  # the mean over all batches
+    for batch in x.split(250):
+        twin(prepare(twin, batch))
     return twin
 
 
-def evaluate_run(model: Model, data, folder: Path, args: Namespace) -> dict[str, object]:
+def evaluate_run(model, data, folder: Path, args) -> dict[str, object]:
     """Evaluate the frozen encoder, an untrained one and raw pixels on held-out images.
 
     Write pictures into the folder and return the accuracies.
     """
-    say("evaluating on held-out images: kNN and linear classifiers, untrained and pixels beside them ...")
+    print("evaluating on held-out images: kNN, linear classifiers, baselines ...", flush=True)
     before = fingerprint(model.f)
     h, test_h = (represent(model, x, args.bf16) for x in (data.train, data.test))
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
@@ -452,7 +425,7 @@ def evaluate_run(model: Model, data, folder: Path, args: Namespace) -> dict[str,
     title = f"h of {len(points):,} test images"
     plots.codes(points, data.test_labels[:2000], data.classes, title, folder / "features.png")
     results = {"test_images": len(data.test), "encoder_sha256": before}
-    if has_classes(data):
+    if data.train_labels.max() > 0:
         few = permutation(len(h), 0, 0)[: max(2, round(args.labels * len(h)))]
         results |= {"train_images": len(h), "few_labels": len(few)}
         results |= accuracies(h, test_h, data, few)
@@ -473,31 +446,22 @@ def evaluate_run(model: Model, data, folder: Path, args: Namespace) -> dict[str,
     return results
 
 
-def mean_and_std(x: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of three channels, from 5,000 uint8 images at 32 x 32 pixels or so."""
-    every = max(1, x.shape[-1] // 32)
-    some = x[:5000, :, ::every, ::every].float() / 255
-    mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
-    return mean.expand(3).tolist(), std.expand(3).tolist()
-
-
 def settings(args: Namespace, data) -> dict:
-    """Return the config: all that rebuilds the model, and τ. A model that is trained further keeps mean and std."""
+    """Return the config: all that rebuilds the model, and τ. mean and std are those of the training images."""
     n, image_size = len(data.train), data.train.shape[-1]
     if not 2 <= args.batch_size <= n:
         common.fail(f"--batch-size {args.batch_size} does not suit {n} training images. Use at least 2, at most {n}.")
     if args.half_size and image_size < 16:  # strides on maps of one pixel: gradients on a CPU were noise, 1e33
         wrong = f"Half of {image_size} pixels is less than the 8 that the network needs"
         common.fail(f"{wrong}. Leave out --half-size, or use --image-size 16 or more.")
-    mean, std = mean_and_std(data.train)
-    return {
-        "encoder": args.encoder,
-        "feature_dim": args.feature_dim,
-        "image_size": image_size,
-        "tau": args.tau,
-        "mean": args.begin.get("mean", mean),
-        "std": args.begin.get("std", std),
-    }
+    every = max(1, image_size // 32)
+    x = data.train[:5000, :, ::every, ::every].float() / 255
+    mean = x.mean((0, 2, 3)).expand(3).tolist()
+    std = x.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist()
+    config = {name: vars(args)[name] for name in ("encoder", "feature_dim", "tau")}
+    config |= {"image_size": image_size, "mean": mean, "std": std}
+    # Weights that are trained further keep their mean and std.
+    return config | {name: args.begin[name] for name in ("mean", "std") if name in args.begin}
 
 
 @common.or_fail
@@ -507,11 +471,6 @@ def build(config: dict) -> Model:
 
 
 # -------------------------------------------------------------------------------------------- use of trained weights
-
-
-def channels_seen(model: Model) -> int:
-    """Return 1 for an encoder that was trained on grey images, whose three channels have one mean. Else return 3."""
-    return len(model.mean.unique()) == 1 and 1 or 3
 
 
 class Encoder(nn.Module):
@@ -535,13 +494,10 @@ def export_encoder(model: Model, config: dict, folder: Path) -> None:
     export(encoder, x, folder / "SimCLR_encoder.pth", ranges)
 
     name = config["encoder"]
-    layers = [k for k, _ in getattr(torchvision.models, name)().named_children() if k != "maxpool"]
-    weights = {}
-    for key, value in model.f.state_dict().items():
-        i, rest = key.split(".", 1)  # 3.0.conv1.weight is layer1.0.conv1.weight
-        weights[f"{layers[int(i)]}.{rest}"] = value
     path = folder / f"{name}.pth"
-    common.save(weights, path)
+    theirs = getattr(torchvision.models, name)().state_dict()
+    names = [key for key in theirs if not key.startswith("fc.")]  # in the order of f's
+    common.save(dict(zip(names, model.f.state_dict().values(), strict=True)), path)
     print(f"{path}: torchvision's names for {name}; conv1 is {model.f[0]}, there is no maxpool, fc")
 
 
@@ -549,17 +505,15 @@ def use(args: Namespace, device: torch.device) -> None:
     """Do what --features, --eval and --export ask for."""
     trained = common.Trained(args, any_data=True)
     model = build(trained.config).to(device)
-    channels = channels_seen(model)
-
-    def features(x):
-        return {"features": represent(model, x, args.bf16)}
-
+    channels = 1 if len(model.mean.unique()) == 1 else 3  # a grey encoder has one mean
     if args.features is not None:
-        trained.write_npz(args.features, features, channels)
+        describe = lambda x: {"features": represent(model, x, args.bf16)}
+        trained.write_npz(args.features, describe, channels)
     if args.eval:
         data, folder = trained.data(others=True), trained.folder
         if images.is_other(data, trained.config):
-            say(f"evaluated on {data}, where the encoder is from {trained.config['trained_on']}")
+            origin = trained.config["trained_on"]
+            print(f"evaluated on {data}, where the encoder is from {origin}")
             folder = folder / f"eval-{data.name}"
             folder.mkdir(exist_ok=True)
             x, test_x = (pixels.with_channels(x, channels) for x in (data.train, data.test))
@@ -573,34 +527,24 @@ def use(args: Namespace, device: torch.device) -> None:
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:
-    p = common.parser(
-        "simclr",
-        "simclr.pth",
-        __doc__,
-        steps=9800,  # a hundred epochs of CIFAR-10
-        batch_size=512,
-        lr=0.03,
-        lr_help="learning rate for a batch of 256, to which it is proportional",
-    )
+    lr = "learning rate for a batch of 256, to which it is proportional"
+    steps = 9800  # a hundred epochs of CIFAR-10
+    p = common.parser("simclr", "simclr.pth", __doc__, steps, batch_size=512, lr=0.03, lr_help=lr)
     add = p.group("model")
     add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
     add("--feature-dim", type=common.count, default=128, help="dimensions of z")
-    image_size = "side in pixels (default: 32, or 64 for larger images)"
-    add("--image-size", type=common.between(8, 1024), help=image_size)
+    add("--image-size", type=number(int, 8, 1024), help="side in pixels (default: 32, or 64 for larger images)")
     add = p.group("optimisation")
-    tau = "temperature τ of the loss; CS231n: 0.5"
-    add("--tau", type=common.positive, default=0.2, help=tau)
+    add("--tau", type=common.positive, default=0.2, help="temperature τ of the loss; CS231n: 0.5")
     half_size = "views have half the side, and take a quarter of the time, in this first part of the steps"
     add("--half-size", type=number(float, 0, 1), default=0.0, help=half_size)
-    add("--warmup", type=common.natural, default=200, help="steps in which the learning rate rises")
+    add("--warmup", type=common.count, default=200, help="steps in which the learning rate rises")
     add = p.group("trained weights")
-    labels = "share of the labels for linear_few"
-    add("--labels", type=number(float, 0, 1, above=True), default=0.1, help=labels)
+    add("--labels", type=number(float, 0, 1, above=True), default=0.1, help="share of labels for linear_few")
     add("--eval", action="store_true", help="do not train: evaluate a run")
     features = "do not train: write h of the images of --data, not normalised"
     add("--features", metavar="FILE.npz", help=features)
-    export_help = "do not train: write f as TorchScript and under torchvision's names"
-    add("--export", action="store_true", help=export_help)
+    add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
     return p.parse(argv, labels=("train", "eval"))
 
 

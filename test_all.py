@@ -18,13 +18,14 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 from torchvision.transforms.v2 import functional as tv
 
 import char_rnn
-import common
 import dcgan
 import fid
 import gan_mnist
 import simclr
 import vae
+from plumbing.data.batches import batch_indices
 from plumbing.run import run as run_module
+from plumbing.system.flags import EXTRA
 from tests.conftest import elsewhere  # noqa: F401
 from tests.float64 import small_resnet
 from tests.helpers import (
@@ -32,6 +33,7 @@ from tests.helpers import (
     NEEDED,
     RUNS,
     SCRIPTS,
+    NoJudge,
     Trap,
     as_files,
     batch,
@@ -53,7 +55,7 @@ from tests.helpers import (
 def test_every_flag_is_read(script):
     sources = [Path(script.__file__), HERE / "common.py", *HERE.glob("plumbing/*/*.py")]
     text = "".join(path.read_text() for path in sources)
-    for flag in vars(script.get_args(NEEDED.get(script, []))).keys() - set(common.BESIDE):
+    for flag in vars(script.get_args(NEEDED.get(script, []))).keys() - {*EXTRA}:
         assert re.search(rf"args\.{flag}\b", text), f"nothing reads --{flag.replace('_', '-')}"
 
 
@@ -69,12 +71,12 @@ def test_help(script, capsys):
 
 
 def test_batches_are_permuted_epochs():
-    steps = [common.batch_indices(10, 4, step, seed=3) for step in range(1, 6)]
+    steps = [batch_indices(10, 4, step, seed=3) for step in range(1, 6)]
     first, second = torch.cat(steps).split(10)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10)) and not torch.equal(first, second)
-    assert torch.equal(common.batch_indices(10, 4, 3, seed=3), steps[2])  # no memory of earlier calls
-    assert not torch.equal(common.batch_indices(10, 10, 1, seed=4), first)
-    assert len(common.batch_indices(3, 8, 1, seed=0)) == 8  # a batch larger than the data set
+    assert torch.equal(batch_indices(10, 4, 3, seed=3), steps[2])  # no memory of earlier calls
+    assert not torch.equal(batch_indices(10, 10, 1, seed=4), first)
+    assert len(batch_indices(3, 8, 1, seed=0)) == 8  # a batch larger than the data set
 
 
 def test_load_runs_no_code(capsys):
@@ -118,7 +120,7 @@ def test_log_px_of_a_linear_gaussian_model():
     torch.manual_seed(0)
     model = vae.VAE(nn.Flatten(), nn.Unflatten(1, (1, 2, 2)), (1, 2, 2), 2)  # both "networks" only reshape
     model.decoder = nn.Sequential(nn.Linear(2, 4), nn.Unflatten(1, (1, 2, 2)))
-    model.output, model.x_sigma2 = nn.Identity(), 0.1
+    model.p_x.output, model.p_x.x_sigma2 = nn.Identity(), 0.1
     linear, variance = model.decoder[0], 0.1 * 4
     x = torch.randint(0, 256, (200, 1, 2, 2), dtype=torch.uint8)
     cov = linear.weight @ linear.weight.T + variance * torch.eye(4)
@@ -553,7 +555,7 @@ def test_knn_is_sklearns():
 def test_a_tiny_run(script, monkeypatch, capsys):
     """Killed half way and continued, it ends with the bytes of an unbroken run, whatever is shown in between."""
     write_inputs()
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     monkeypatch.setattr("torchvision.models.resnet18", small_resnet)
     for module in (vae, simclr):
         monkeypatch.setattr(module, "evaluate_run", lambda *_: {})

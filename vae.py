@@ -119,6 +119,7 @@ class VAE(nn.Module):
         if likelihood not in likelihoods:
             raise ValueError(f"no likelihood {likelihood}; there are bernoulli and gaussian")
         self.likelihood, self.p_x = likelihood, likelihoods[likelihood]
+        self.output = self.p_x.output
         self.x_sigma2, self.binarize = x_sigma2, binarize
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +138,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x|z), (B, C, H, W) in the range of the images."""
-        return self.p_x.output(to_float32(self.decoder(z)))
+        return self.output(to_float32(self.decoder(z)))
 
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
@@ -150,7 +151,7 @@ class VAE(nn.Module):
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
         z, mu, log_sigma2 = self.encode(x)
         out = to_float32(self.decoder(z))
-        return out if logits else self.p_x.output(out), mu, log_sigma2
+        return out if logits else self.output(out), mu, log_sigma2
 
 
 class TsinghuaVAE(VAE):
@@ -264,7 +265,7 @@ class Bernoulli:
     """p(x|z) = Π x̂ˣ (1 − x̂)¹⁻ˣ over pixels x in [0, 1]. x̂ = sigmoid(out), out (B, C, H, W) the decoder's logits."""
 
     low = 0  # images lie in [low, 1]
-    output = staticmethod(torch.sigmoid)
+    output = nn.Sigmoid()
 
     def loss(self, x, out, mu, log_sigma2, beta):
         return bce_vae_loss(x, out, mu, log_sigma2, beta, logits=True)
@@ -281,7 +282,7 @@ class Gaussian:
     """p(x|z) = N(x̂, s d_x I) for values in [-1, 1]. x̂ = tanh(out), d_x = C H W, s = x_sigma2 (Technion)."""
 
     low = -1
-    output = staticmethod(torch.tanh)
+    output = nn.Tanh()
 
     def __init__(self, x_sigma2: float):
         self.x_sigma2 = x_sigma2

@@ -42,7 +42,7 @@ from plumbing.judge import inception
 from plumbing.run import latent
 from plumbing.run import run as run_module
 from plumbing.system import files, hardware, process, ranks
-from report import peers, race
+from report import measure, peers, race
 from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
 
 BF16 = hardware.bf16("cpu", None)  # what scripts do without --no-bf16
@@ -249,8 +249,9 @@ def torch_gru_generation(args: Namespace) -> dict[str, float]:
 
 
 def our_generation(args: Namespace, texts: int = 1) -> dict[str, float]:
-    step, n = char_rnn.OneStep(char_rnn.MultilayerGRU(65, 256, 65, 2)), 4 * args.steps
-    drawn = char_rnn.continuation(step, [0], torch.device("cpu"), temperature=0.5, n=texts)
+    model, n = char_rnn.MultilayerGRU(65, 256, 65, 2), 4 * args.steps
+    char_to_idx = {chr(i): i for i in range(65)}
+    drawn = char_rnn.continuation(model, chr(0), char_to_idx, 0.5, n=texts)
     began = time.perf_counter()
     for _ in range(n // texts):
         next(drawn)
@@ -420,7 +421,7 @@ def reductions(script, run: run_module.Run) -> tuple[int, int]:
         n_bytes += 2 * 4 * 2 * run.args.batch_size * run.args.feature_dim
         calls += 2
     if script is char_rnn:  # the hidden state
-        n_bytes += 4 * run.objects["state"]["hidden"].numel()
+        n_bytes += 4 * run.to_continue["hidden"].h.numel()
         calls += 1
     return n_bytes, calls
 
@@ -489,16 +490,20 @@ def race_text(args: Namespace, train: Callable, steps: int) -> dict[str, float]:
     text = texts.load_text("tinyshakespeare", args.data_dir, 1, 0.1)
     n = part_of(args, steps)
     model, rate = train(text.train, len(text.chars), n, args.seed)
-    return raced(n / rate, nats=char_rnn.evaluate_windows(model, text.test, 64), read_on=math.nan)
+    return raced(n / rate, nats=measure.loss_in_windows(model, text.test, 64), read_on=math.nan)
 
 
 def our_race_text(args: Namespace, steps: int, dropout: float) -> dict[str, float]:
     """A network of the peers' size: two layers of 256."""
-    windows = char_rnn.evaluate_windows
-    char_rnn.evaluate_windows = lambda model, ids: windows(model, ids, 64)
-    names = {"nats_in_windows_of_256": "nats", "nats": "read_on"}
+    evaluate_run = char_rnn.evaluate_run
+
+    def evaluate_in_windows(run, model, held_out):
+        results = evaluate_run(run, model, held_out)
+        return results | {"in_windows": measure.loss_in_windows(model, held_out, 64)}
+
+    char_rnn.evaluate_run = evaluate_in_windows
     flags = f"--data tinyshakespeare --eval-every 100000 --h-dim 256 --dropout {dropout} --lr 5e-3"
-    return ours_in(char_rnn, args, steps, flags, **names)
+    return ours_in(char_rnn, args, steps, flags, in_windows="nats", nats="read_on")
 
 
 def race_vae(args: Namespace, train: Callable, size: int, steps: int) -> dict[str, float]:

@@ -133,6 +133,32 @@ def shipped_text() -> tuple[nn.Module, tuple, Tensor]:
     return char_rnn.build(state).float().eval(), char_rnn.char_maps(state["chars"]), text.test.long()
 
 
+@common.in_eval_mode
+def loss_in_windows(model: nn.Module, ids: Tensor, length: int = 256) -> float:
+    """Return the mean −log p, in nats, in windows of the text that the model reads without a hidden state before.
+
+    Models with a context of fixed length are measured in this way. char_rnn.held_out_loss reads the text as a whole.
+    """
+    length = min(length, len(ids) - 1)
+    n, device = (len(ids) - 1) // length, next(model.parameters()).device
+    x, y = (part[: n * length].view(n, length).to(device).long() for part in (ids[:-1], ids[1:]))
+    total, parts = 0.0, zip(x.split(64), y.split(64), strict=True)
+    for part, truth in files.progress(parts, "windows", math.ceil(n / 64)):
+        total += F.cross_entropy(model(part)[0].flatten(0, 1).float(), truth.flatten(), reduction="sum").item()
+    return total / y.numel()
+
+
+def windows() -> None:
+    """Held-out loss of README's two runs of char_rnn.py: of the whole text, and in windows of 256 characters."""
+    rows = []
+    for run in ("char_rnn-tiny", "char_rnn-shakespeare-works-2x512"):
+        state = torch.load(f"runs/{run}/char_rnn.pth", weights_only=True)
+        text = texts.load_text(state["data"], "data", 1, 0.1, alphabet=state["chars"])
+        model = char_rnn.build(state)
+        rows.append((run, char_rnn.held_out_loss(model, text.test), loss_in_windows(model, text.test)))
+    table(("run", "nats, the whole text", "nats in windows of 256"), rows)
+
+
 @torch.no_grad()
 def nats_given(model: nn.Module, ids: Tensor, at: Tensor, lengths: Iterable[int]) -> dict[int, Tensor]:
     """The error on the characters `at` (N,) of a text, given so many before each and an empty state before these."""
@@ -249,8 +275,7 @@ def plays() -> None:
     rows = [("Shakespeare, held out", *kinds_of_lines(original))]
     for T in (0.5, 0.8, 1.0):
         torch.manual_seed(0)
-        step = char_rnn.one_step(model, len(maps[0]))
-        drawn = itertools.islice(char_rnn.continuation(step, [maps[0]["\n"]], CPU, T, n=20), CHARACTERS // 20)
+        drawn = itertools.islice(char_rnn.continuation(model, "\n", maps[0], T, n=20), CHARACTERS // 20)
         texts = ["".join(maps[1][i] for i in text) for text in zip(*drawn, strict=True)]
         rows.append((f"generated, T = {T}", *kinds_of_lines("\n".join(texts))))
     table(("% of lines", *KINDS, "characters a line"), rows)
@@ -876,7 +901,7 @@ def photographs() -> None:
     table(("against CIFAR-10's 10,000 test images", "FD-LeNet", "FD-SimCLR x 1,000", "class entropy"), rows)
 
 
-TEXT = (memory, shuffled, temperature, plays)
+TEXT = (windows, memory, shuffled, temperature, plays)
 VAE = (beta, latents, homework, prior, draws, subset)
 GAN = (gradients, games, blind, sharpness, faces, interpolation)
 MEASUREMENTS = (*TEXT, *VAE, *GAN, ablation, few_labels, distance, photographs)

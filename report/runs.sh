@@ -54,6 +54,7 @@ python -m report.race binarized --seeds 0
 python -m report.race simclr --seeds 0
 
 # What no script prints by itself: tables to standard output, pictures into report/pictures/
+python -m report.measure windows
 python -m report.measure memory
 python -m report.measure shuffled
 python -m report.measure temperature

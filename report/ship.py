@@ -57,7 +57,7 @@ def check(path: Path, root: Path = Path()) -> float:
     data, data_dir = numbers["data"], str(root / "data")
     if script is char_rnn:
         text = texts.load_text(str(root / data), data_dir, 1, 0.1, alphabet=numbers["chars"])
-        return char_rnn.evaluate(model, text.test[-20000:])
+        return char_rnn.held_out_loss(model, text.test[-20000:])
     if data == "cifar10":
         data = str(root / "data/cifar10-jpeg")
     held_out = images.load_images(data, "", data_dir, numbers["image_size"])

@@ -12,6 +12,8 @@ from torch import nn
 
 import char_rnn
 from plumbing.data import texts
+from plumbing.run import run as run_module
+from report import measure
 from tests.helpers import HERE, last_of, letters, results_of, same
 
 TALE = "--data tale.txt --h-dim 16 --batch-size 4 --seq-len 10 --eval-every 4".split()
@@ -108,14 +110,14 @@ def test_evaluation_scores_every_character_once(n):
     y, _ = model.eval()(ids[None, :-1])
     exact = nn.functional.cross_entropy(y[0], ids[1:]).item()
     model.train()
-    assert char_rnn.evaluate(model, ids) == pytest.approx(exact, abs=1e-6)
-    assert char_rnn.evaluate(model, ids, warm=30) == pytest.approx(exact, abs=1e-5)  # in up to 20 streams
+    assert char_rnn.held_out_loss(model, ids) == pytest.approx(exact, abs=1e-6)
+    assert char_rnn.held_out_loss(model, ids, warm=30) == pytest.approx(exact, abs=1e-5)  # in up to 20 streams
     assert model.training
     windows = [ids[i : i + 41] for i in range(0, n - 40, 40)] or [ids]  # 40 targets each, or all there are
     model.eval()
     exact = [nn.functional.cross_entropy(model(w[None, :-1])[0][0], w[1:]).item() for w in windows]
     model.train()
-    assert char_rnn.evaluate_windows(model, ids, 40) == pytest.approx(sum(exact) / len(exact), abs=1e-6)
+    assert measure.loss_in_windows(model, ids, 40) == pytest.approx(sum(exact) / len(exact), abs=1e-6)
     assert model.training
 
 
@@ -128,22 +130,22 @@ def test_it_memorises(capsys):
     assert letters(150) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_char_rnn_resumes_exactly(schedule, monkeypatch):
+def test_char_rnn_resumes_exactly(monkeypatch):
     """Nine batches are an epoch: the hidden state is carried over the interruption at step 8, and reset after it."""
     Path("tale.txt").write_text(letters(410))
-    argv = [*TALE, "--lr-schedule", schedule, "--log-every", "3", "--save-every", "3", "--steps", "14"]
+    argv = [*TALE, "--log-every", "3", "--save-every", "3", "--steps", "14"]
     char_rnn.main([*argv, "--out", "whole"])
     with monkeypatch.context() as patch:
-        once = iter([char_rnn.evaluate])
-        patch.setattr(char_rnn, "evaluate", lambda *given: next(once)(*given))  # raises at the second call, step 8
+        once = iter([char_rnn.held_out_loss])
+        patch.setattr(char_rnn, "held_out_loss", lambda *args: next(once)(*args))  # raises at the second call, step 8
         with pytest.raises(StopIteration):
             char_rnn.main([*argv, "--out", "halves"])
     assert last_of("halves")["step"] == 6
     char_rnn.main([*argv, "--out", "halves"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
     assert same(whole, halves) and whole["step"] == 14
-    assert Path("whole/metrics.csv").read_bytes() == Path("halves/metrics.csv").read_bytes()
+    for name in ("metrics.csv", "char_rnn.pth"):
+        assert Path("whole", name).read_bytes() == Path("halves", name).read_bytes()
 
 
 def test_the_hidden_state_is_carried_and_reset(monkeypatch):
@@ -163,43 +165,51 @@ def test_the_hidden_state_is_carried_and_reset(monkeypatch):
     assert all(torch.equal(given[k], returned[k - 1]) and not given[k].requires_grad for k in range(1, 9))
 
 
-def test_averages_best_weights_plateaus_and_early_stopping(capsys):
+def test_averages_and_best_weights():
     Path("tale.txt").write_text(letters(410))
-    argv = [*TALE, "--lr", "0.05", "--dropout", "0", "--lr-schedule", "plateau", "--log-every", "4", "--no-bf16"]
-    char_rnn.main([*argv, "--steps", "4", "--out", "short"])
-    rate = lambda last: last["optimizer"]["param_groups"][0]["lr"]
-    assert rate(last_of("short")) == 0.05
-    argv += ["--early-stopping", "9", "--steps", "2000", "--out", "run"]
+    argv = [*TALE, "--lr", "0.05", "--dropout", "0", "--log-every", "4", "--no-bf16", "--steps", "300", "--out", "run"]
     char_rnn.main(argv)
-    assert "stopped early" in capsys.readouterr().out
     last, best = (torch.load(f"run/{name}.pth", weights_only=True) for name in ("last", "char_rnn"))
-    assert rate(last) < 0.05  # halved, and only on a plateau
-
     averaged = last["averaged"]
     assert not same(averaged, last["model"]) and not same(averaged, best["state_dict"])
     measured = {row["step"]: row["nats"] for row in last["rows"] if row["split"] == "test"}
-    assert best["step"] == min(measured, key=measured.get) == last["step"] - 36
+    assert best["step"] == min(measured, key=measured.get) < last["step"]
     model = char_rnn.build(best)
     held_out = texts.load_text("tale.txt", "data", 1, 0.1).test
-    nats = char_rnn.evaluate(model, held_out)
+    nats = char_rnn.held_out_loss(model, held_out)
     results = results_of("run")
     assert nats == pytest.approx(min(measured.values()), abs=1e-5) == results["nats"]
-    assert results["nats_in_windows_of_256"] == pytest.approx(char_rnn.evaluate_windows(model, held_out))
+    assert best["nats"] == min(measured.values()) and results["bits"] == pytest.approx(nats / math.log(2))
     assert results["best_step"] == best["step"] and max(measured.values()) > nats + 0.05  # the check can fail
-    assert list(Path("short/samples").glob("*4.txt"))[0].read_text()
+    assert list(Path("run/samples").glob("*4.txt"))[0].read_text()
 
-    char_rnn.main(argv)
-    assert "was stopped early" in capsys.readouterr().out
     Path("run/results.json").unlink()  # killed while it measured
+    run = char_rnn.main(argv)
+    assert results_of("run")["nats"] == results["nats"] and same(run.model.state_dict(), best["state_dict"])
+
+
+def test_the_latest_average_is_kept_until_there_is_a_best(monkeypatch):
+    Path("tale.txt").write_text(letters(410))
+    argv = [*TALE, "--save-every", "1", "--steps", "9", "--out", "run"]
+    kept, save = {}, run_module.Run.save
+
+    def saved(run):
+        save(run)
+        weights = torch.load("run/char_rnn.pth", weights_only=True)
+        kept[run.step] = weights["step"]
+        assert ("nats" in weights) == (run.step >= 4)
+        assert same(weights["state_dict"], last_of("run")["averaged"]) or weights["step"] < run.step
+
+    monkeypatch.setattr(run_module.Run, "save", saved)
     char_rnn.main(argv)
-    assert results_of("run")["nats"] == results["nats"]
+    assert [kept[step] for step in range(1, 8)] == [1, 2, 3, 4, 4, 4, 4] and kept[9] in (4, 8, 9)
 
 
 def test_another_number_of_steps_is_another_cosine(capsys):
     Path("tale.txt").write_text(letters(410))
     for steps in ("4", "8"):
         char_rnn.main([*TALE, "--steps", steps, "--out", "run"])
-    assert "the schedule was drawn for 4 steps" in capsys.readouterr().out
+    assert "The run was planned for 4 steps, now for 8." in capsys.readouterr().out
     char_rnn.main([*TALE, "--steps", "2", "--out", "run"])  # nothing left to do
     assert "is finished" in capsys.readouterr().out
 
@@ -226,10 +236,27 @@ def test_generated_text_alone_is_on_standard_output(capfd):
     char_rnn.main(["--generate", "--n-chars", "50", "--n-samples", "2"])
     assert capfd.readouterr().out == two  # seeded
     char_rnn.main(["--generate", "--n-chars", "50", "--n-samples", "66", "--temperature", "0"])
-    texts = capfd.readouterr().out
-    assert texts == "\n".join([texts[:51]] * 66)  # the likeliest, in two rounds
+    likeliest = capfd.readouterr().out
+    assert likeliest == "\n".join([likeliest[:51]] * 66)
     char_rnn.main(["--generate", "--n-chars", "50", "--temperature", "0"])
-    assert capfd.readouterr().out == texts[:51]
+    assert capfd.readouterr().out == likeliest[:51]
+
+
+def test_one_text_streams_and_several_are_drawn_side_by_side(monkeypatch):
+    step, batch_sizes = char_rnn.gru_step, []
+    monkeypatch.setattr(char_rnn, "gru_step", lambda a, *rest: batch_sizes.append(len(a)) or step(a, *rest))
+    model = char_rnn.MultilayerGRU(3, 4, 3, 1)
+
+    def pieces(n: int):
+        args = char_rnn.get_args(["--generate", "--start", "a", "--n-chars", "6", "--n-samples", str(n)])
+        return char_rnn.generate(args, model, "abc")
+
+    one = pieces(1)
+    assert next(one) == "a" and not batch_sizes
+    assert len(next(one)) == 1 and batch_sizes == [1]
+    assert len(list(one)) == 5 and batch_sizes == [1] * 5
+    [three] = pieces(3)
+    assert batch_sizes[5:] == [3] * 5 and [len(line) for line in three.split("\n")] == [6, 0, 6, 0, 6, 0]
 
 
 def test_score(capsys):

@@ -18,6 +18,7 @@ COUNT = """
 import sys
 sys.path[:0] = [".", sys.argv[1]]
 import fid, gpu_waits
+from tests.helpers import NoJudge
 fid.Judge = NoJudge  # nor is a LeNet trained
 gpu_waits.RUNS["simclr"] += ["--image-size", "8"]
 gpu_waits.one(sys.argv[2])

@@ -74,7 +74,7 @@ def test_ctrl_c_while_generating_is_the_callers(capfd, monkeypatch):
         yield "once"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(char_rnn, "written", stopping)
+    monkeypatch.setattr(char_rnn, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         char_rnn.main(["--generate", "--weights", "run"])
     capfd.readouterr()
@@ -121,7 +121,6 @@ USED = {  # flag: its value, and where it is used
     "steps": ("1", {"train"}),
     "fresh": (None, {"train"}),
     "compile": (None, {"train"}),
-    "early-stopping": ("1", {"train"}),
     "log-every": ("1", {"train"}),
     "save-every": ("1", {"train"}),
     "sample-every": ("1", {"train"}),

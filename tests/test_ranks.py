@@ -123,9 +123,9 @@ def test_a_rank_that_is_killed():
     Path("tale.txt").write_text(letters(3000))
     argv = (
         "char_rnn.py --data tale.txt --h-dim 16 --n-layers 1 --seq-len 8 --batch-size 4 --device cpu --no-bf16 "
-        "--save-every 5 --log-every 1000 --lr-schedule plateau --eval-every 1000000"  # no cosine over --steps
+        "--log-every 1000 --eval-every 1000000 --steps 1000000"
     ).split()
-    process = once_saved(torchrun(2, *argv, "--steps", "1000000", "--out", "run", restarts=2))
+    process = once_saved(torchrun(2, *argv, "--save-every", "5", "--out", "run", restarts=2))
     try:
         kill_and_wait(process, rank=1)
         kill_and_wait(process, rank=0)
@@ -134,18 +134,20 @@ def test_a_rank_that_is_killed():
             os.kill(pid, signal.SIGTERM)
     said, step = ended(process), last_of("run")["step"]
     assert process.returncode and said.count(f"stopped at step {step} and saved") == 1, said
-    assert len(re.findall("error: rank 0 has lost the others .*Connection (closed|reset) by peer", said)) == 1, said
-    dead = re.findall(r"failed \(exitcode: (\S+)\) local_rank: (\d)", said)  # by torchrun; none has aborted
+    dead = re.findall(r"failed \(exitcode: (\S+)\) local_rank: (\d)", said)  # by torchrun
     assert dead == [("-9", "1"), ("-9", "0")], said
     first, second, third = map(int, re.findall(r"(\d+) of 1000000 steps done", said))
     assert first == 0 < second < third < step
 
-    whole = torchrun(2, *argv, "--steps", str(step), "--out", "whole")
+    # The learning rate depends on --steps, so the unbroken run has as many, and ends when it has saved that step.
+    whole = torchrun(2, *argv, "--save-every", str(step), "--out", "whole")
     wrong = torchrun(2, *argv, "--batch-size", "5", "--out", "wrong")
-    said = ended(whole)
-    assert whole.returncode == 0 and f"\nstep {step}/{step}" in said, said
+    wait_for(Path("whole/last.pth").exists, whole)
     broken, unbroken = last_of("run"), last_of("whole")
-    assert all(same(broken[key], unbroken[key]) for key in ("model", "averaged", "optimizer")), said
+    whole.terminate()
+    said = ended(whole)
+    assert broken["step"] == unbroken["step"] == step, said
+    assert all(same(broken[key], unbroken[key]) for key in ("model", "averaged", "optimizer", "hidden")), said
     said = ended(wrong)
     assert wrong.returncode and said.count("char_rnn.py: error: --batch-size 5") == 1, said
     assert not Path("wrong").exists()

@@ -220,7 +220,7 @@ def test_batches_and_courses_labels_are_int64():
         assert ours[0].dtype == ours[1].dtype == torch.int64
         assert torch.equal(ours[0], exact[0]) and torch.equal(ours[1], exact[1])
     model = char_rnn.MultilayerGRU(300, 8, 300, 1)
-    assert char_rnn.evaluate(model, ids) == char_rnn.evaluate(model, ids.long())
+    assert char_rnn.held_out_loss(model, ids) == char_rnn.held_out_loss(model, ids.long())
     samples, labels = char_rnn.chars_to_labelled_samples(text, to_idx, 7)
     assert samples.dtype == torch.int8 and labels.dtype == torch.int64
     assert torch.equal(samples.argmax(2).flatten(), ids[: 428 * 7].long())

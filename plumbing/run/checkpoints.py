@@ -36,7 +36,7 @@ def load(path: Path, scripts: tuple[str, ...], key: str = "trained_on", hint: st
             files.intact(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        fail(f"{path} is no weights file, or it runs code when it is loaded. {hint}")
+        fail(f"{path} was refused. It is no weights file, or it runs code when it is loaded. {hint}")
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror or error}. {hint}")
     except Exception as error:  # a foreign or damaged file can raise anything

@@ -2,7 +2,7 @@
 
 runs/vae-mnist-latent-dim-10/
     last.pth                   checkpoint with everything that training needs to continue
-    lock                       locked while a process trains here
+    lock  lock.txt             locked while a process trains here, and the name of that process
     vae.pth                    the weights, and the config that rebuilds the model
     metrics.csv  curves.png    averages since the last row, per split; TensorBoard events hold the same
     config.json  results.json  flags and versions, and the results of the evaluation at the end

@@ -219,13 +219,3 @@ def write_json(path: Path, content: dict[str, Any], write: Callable = write_whol
     """Write a dictionary as indented JSON with `write`, which is write_whole or show."""
     text = json.dumps(content, indent=1)
     write(path, lambda file: file.write(text.encode()))
-
-
-def new_npz(text: str, folder: Path | None = None) -> Path:
-    """The .npz file that a flag names, in `folder` unless it says where. Raises ValueError if it cannot be made."""
-    path = Path(text)
-    if folder and len(path.parts) == 1:
-        path = folder / path
-    if path.suffix != ".npz" or path.exists() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: a new file.npz in a folder that can be written to is needed")
-    return path

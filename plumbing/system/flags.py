@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
                 how.setdefault("metavar", "NAME")
             elif getattr(how.get("type"), "__name__", "") in METAVARS:
                 how.setdefault("metavar", METAVARS[how["type"].__name__])
-            if default not in (None, False):
+            if default is not None and default is not False:
                 help += f" (default: {default})"
             if isinstance(default, str) and "type" in how:
                 default = how["type"](default)  # as argparse does

@@ -74,7 +74,7 @@ def setup(args: argparse.Namespace) -> torch.device:
         warning = "--device mps: nobody has tested these scripts on a Mac. --device cpu is tested."
         files.say(warning, sys.stderr)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it
-    deterministic = getattr(args, "deterministic", False)
+    deterministic = "deterministic" in args and args.deterministic  # fid.py has no such flag
     torch.use_deterministic_algorithms(deterministic, warn_only=True)  # warns of operations that have none
     torch.backends.cudnn.benchmark = not deterministic  # tries kernels and keeps the fastest
     socket.setdefaulttimeout(30)  # seconds, so that no download hangs

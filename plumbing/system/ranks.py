@@ -1,16 +1,15 @@
 """Several processes under torchrun, on one machine or many: NCCL between GPUs, gloo between CPUs.
 
-Every rank runs the whole script. It takes its slice of the global batch and draws its own noise;
-DistributedDataParallel averages the gradients, BatchNorm sees the global batch. Rank 0 alone writes and speaks. In one
-process, started with python, every function here hands back what it is given.
+Every rank runs the whole script. A rank takes its slice of the global batch and draws its own noise.
+DistributedDataParallel averages the gradients, and BatchNorm sees the global batch. Rank 0 alone writes files and
+prints. torchrun reports the rank and the exit status of a process that fails. In a single process, started with
+python, every function here returns its argument.
 """
 
 import contextlib
 import copy
 import os
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,76 +20,48 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-CONTROL = timedelta(hours=2)  # how long a rank waits for one that decodes a data set or measures samples
+TIMEOUT = timedelta(hours=2)  # the other ranks wait while one decodes a data set or measures samples
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process, and others."""
+    """Return True if torchrun started this process and others."""
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def rank() -> int:
-    """0 ... size - 1; also before `join`."""
+    """Return this process's number, 0 ... size - 1. It is known before `join`."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def size() -> int:
-    """How many ranks work together now: 1 before `join` and after `leave`."""
+    """Return the number of ranks that work together: 1 before `join` and after `leave`."""
     return dist.get_world_size() if launched() and dist.is_initialized() else 1
 
 
 def join(device: torch.device) -> None:
-    """Meet the others. Ranks beyond 0 are silent from here on, but for what makes them end."""
+    """Connect this rank to the others. Ranks beyond 0 print nothing from here on."""
     if not launched():
         return
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"several processes need CPUs or CUDA, not {device}: add --device cpu")
+        raise ValueError(f"torchrun needs CPUs or CUDA, not {device}. Add --device cpu.")
     if rank():
         sys.stdout = sys.stderr = open(os.devnull, "w")
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise ValueError(f"torchrun started more processes here than the {torch.cuda.device_count()} GPUs")
+        local, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= n_gpus:
+            message = f"torchrun started more processes than this machine has GPUs ({n_gpus})."
+            raise ValueError(f"{message} Give it --nproc-per-node={n_gpus}.")
         torch.cuda.set_device(local)
-    store, _, world_size = next(dist.rendezvous("env://", timeout=CONTROL))
-    # A restarted job meets in the store of the one before, which still holds the addresses of the dead.
+    store, _, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    # torchrun keeps the store when it restarts a job. The addresses of the dead processes are still in it.
     store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=CONTROL, store=store, rank=rank(), world_size=world_size)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank(), world_size=world_size)
     print(f"{size()} ranks: {dist.get_backend()}", file=sys.stderr)
 
 
-def hold_back() -> None:
-    """Ranks beyond 0 wait before they print what ends them: where rank 0 failed alike, torchrun ends them meanwhile."""
-    if rank():
-        sys.stderr = sys.__stderr__
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)
-
-
-def lost(error: BaseException) -> bool:
-    """Whether this is another rank's death, which torchrun names."""
-    return size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
-
-
-@contextlib.contextmanager
-def failing() -> Iterator[None]:
-    """A rank that fails while others are at work ends at once: gloo's threads wait for them, and to unload them aborts.
-
-    But a second late: torchrun looks ten times a second, and names the rank of the lowest number that it finds dead.
-    """
-    try:
-        yield
-    except SystemExit as end:
-        if size() == 1 or not end.code:
-            raise
-        sys.stderr.flush()
-        time.sleep(1)
-        os._exit(end.code)
-
-
 def leave() -> None:
-    """The common work is done: ranks beyond 0 end here, and rank 0 goes on as a single process."""
+    """End the common work: ranks beyond 0 exit, and rank 0 goes on as a single process."""
     if size() > 1:
         dist.destroy_process_group()
         if rank():
@@ -99,9 +70,10 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def one_per_machine() -> Iterator[None]:
-    """Rank 0 first, then one rank of every other machine, whose disk may be the same, then the others.
+    """Let rank 0 go first, then one rank of every other machine, then the rest.
 
-    Each finds what those before it have downloaded, decoded or trained.
+    Rank 0 downloads, decodes or trains something, and the others find it on disk. Another machine may share the disk
+    or not.
     """
     if rank() == 0:
         turn = 0
@@ -117,7 +89,7 @@ def one_per_machine() -> Iterator[None]:
 
 
 def from_first(value: Any) -> Any:
-    """Rank 0's value, on every rank: so that all decide alike."""
+    """Return rank 0's value on every rank, so that all ranks decide alike."""
     values = [value]
     if size() > 1:
         dist.broadcast_object_list(values)
@@ -125,7 +97,7 @@ def from_first(value: Any) -> Any:
 
 
 def objects(value: Any) -> list:
-    """Every rank's value, in their order, on every rank; tensors are on the CPU."""
+    """Return the list of all ranks' values on every rank. Tensors have to be on the CPU."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)
@@ -133,7 +105,7 @@ def objects(value: Any) -> list:
 
 
 def largest(number: int) -> int:
-    """The largest of all ranks' numbers, on every rank."""
+    """Return the largest of all ranks' numbers on every rank."""
     if size() == 1:
         return number
     x = torch.tensor(number)
@@ -142,7 +114,7 @@ def largest(number: int) -> int:
 
 
 def share(x: Tensor) -> Tensor:
-    """This rank's slice, along the first dimension, of what belongs to the global batch."""
+    """Return this rank's slice of a tensor of the global batch, (B, ...) -> (B / ranks, ...)."""
     return x.chunk(size())[rank()] if size() > 1 else x
 
 
@@ -159,21 +131,21 @@ class _Total(torch.autograd.Function):
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum of all ranks' x; the gradient is the sum of theirs."""
+    """Return the sum of x over the ranks. Its gradient is the sum of the ranks' gradients."""
     return _Total.apply(x) if size() > 1 else x
 
 
 def gathered(x: Tensor) -> Tensor:
-    """x (B, ...) of all ranks, one after the other, with gradients: (ranks · B, ...)."""
+    """Concatenate x of all ranks, with gradients: (B, ...) -> (ranks · B, ...)."""
     if size() == 1:
         return x
     parts = [torch.zeros_like(x)] * size()
-    parts[rank()] = x
+    parts[rank()] = x  # total() adds the zeros of the other ranks
     return total(torch.cat(parts))
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the batches of all ranks, which are equally large, on CPUs, where torch has none."""
+    """BatchNorm over the equally large batches of all ranks, for CPUs. torch's own needs GPUs."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -197,9 +169,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def distributed(model: nn.Module) -> nn.Module:
-    """The model for the training step: gradients are averaged over ranks, BatchNorm sees the global batch.
+    """Return a model for the training step that averages gradients and lets BatchNorm see the global batch.
 
-    A twin with the same parameters and buffers: `model` itself stays what it is, for all that one rank does alone.
+    The model is a twin with the same parameters and buffers. `model` itself does not change, and serves for what one
+    rank does alone.
     """
     if size() == 1:
         return model
@@ -215,14 +188,9 @@ def distributed(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(twin, broadcast_buffers=False)
 
 
-def inside(model: nn.Module) -> nn.Module:
-    """What `distributed` has wrapped."""
-    return model.module if size() > 1 else model
-
-
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for its weights, and none to average: they only flow through it."""
+    """Compute no gradients for the model's weights. Gradients still flow through the model to its input."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
