@@ -723,9 +723,9 @@ REPLACED = {  # by variant: a name in simclr.py, and what takes its place
 
 
 def extended(model: simclr.Model, head: nn.Module) -> simclr.Model:
-    """Return a model that shares the encoder f, with the head on top of it, so that represent() returns the head's."""
-    longer = copy.copy(model)
-    longer._modules = model._modules | {"f": nn.Sequential(model.f, head)}
+    """Return a copy of the model with the head on top of f, so that represent() returns the output of the head."""
+    longer = copy.deepcopy(model)
+    longer.f = nn.Sequential(longer.f, head)
     return longer
 
 
@@ -755,8 +755,7 @@ def ablation(variant: str) -> None:
 
     def evaluate_run(model, data, _, args) -> dict[str, float]:
         if variant == "untrained":
-            model = simclr.Model(*model.arguments).to(memory_format=torch.channels_last)
-            simclr.measure_batchnorm(model, data.train[:2500])
+            model = simclr.untrained_twin(model, data.train[:2500], args.seed)
         return accuracies(model, data, args.bf16)
 
     simclr.evaluate_run = evaluate_run
@@ -775,7 +774,7 @@ def fit(model: simclr.Model, data: images.ImageData, some: Tensor, n_steps: int)
     net = model.f.train()
     optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
     for step in files.progress(range(1, n_steps + 1), "few labels", n_steps):
-        optimizer.param_groups[0]["lr"] = simclr.learning_rate(step, n_steps, warmup=0, peak=0.03)
+        optimizer.param_groups[0]["lr"] = simclr.learning_rate(step, n_steps, warmup=1, peak=0.03)
         i = some[batch_indices(len(some), 128, step, seed=0)]
         x = simclr.flip(simclr.crop(simclr.to_rgb(data.train[i]), scale=(0.5, 1.0)))  # (B, 3, S, S)
         optimizer.zero_grad()
