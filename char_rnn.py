@@ -26,7 +26,7 @@ import itertools
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from plumbing.system.flags import number
 WARMUP = 100  # steps in which the learning rate rises to --lr
 
 
-def gru_step(a: Tensor, h: Tensor, U_zr: Tensor, U_g: Tensor) -> tuple[Tensor, ...]:
+def gru_step(a, h, U_zr, U_g):
     """Return (h', [z r], r ⊙ h, g) of one step, from the input's share a = x [W_xz W_xr W_xg] + [b_z b_r b_g].
 
     a: (B, 3H). h, h': (B, H). U_zr = [W_hz W_hr]: (H, 2H). U_g = W_hg: (H, H). If a is bfloat16, h stays float32,
@@ -120,14 +120,14 @@ class GRULayer(nn.Module):
         # z starts at σ(1) = 0.73, so that the layer remembers.
         self.b_z, self.b_r, self.b_g = bias(1.0), bias(0.0), bias(0.0)
 
-    def fused(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def fused(self, dtype):
         """Return [W_xz W_xr W_xg] (in_dim, 3H), [b_z b_r b_g] (3H,), [W_hz W_hr] (H, 2H) and W_hg (H, H)."""
         W_x = torch.cat([self.W_xz, self.W_xr, self.W_xg], 1)
         b = torch.cat([self.b_z, self.b_r, self.b_g])
         U_zr = torch.cat([self.W_hz, self.W_hr], 1)
         return W_x.to(dtype), b.to(dtype), U_zr.to(dtype), self.W_hg.to(dtype)
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x, h):
         """Return the states (S, B, H) and the last one (B, H). x: (S, B, in_dim), or indices (S, B). h: (B, H)."""
         device, dtype = x.device.type, self.W_xz.dtype
         if torch.is_autocast_enabled(device):
@@ -172,7 +172,7 @@ class MultilayerGRU(nn.Module):
         return scores.transpose(0, 1).contiguous(), torch.stack(last, 1)
 
 
-def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int) -> tuple[Tensor, Tensor, bool]:
+def stream_batch(ids: Tensor, batch_size: int, seq_len: int, step: int, seed: int):
     """Return (x, y, first) for step 1, 2, ...: int64 characters (B, S), the next ones, and whether an epoch begins.
 
     The text is cut into B streams, and row k of a batch continues row k of the batch before. The characters that fill
@@ -201,7 +201,7 @@ def train(args: Namespace, device: torch.device) -> Run:
     model = build(args.begin | config).to(device)
     averaged = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, betas=(0.9, 0.99), fused=device.type != "mps")
-    # One step hands its hidden state (B, L, H) to the next. As the buffer of a module it is part of last.pth.
+    # hidden.h (B, L, H) is the state that one step hands to the next. A module's buffer can be saved and loaded.
     hidden = nn.Module()
     hidden.register_buffer("h", model.W_hy.new_zeros(args.batch_size, model.n_layers, model.h_dim))
     # last.pth holds these four. Each step seeds its own noise, so a resumed run is the same run.
@@ -274,11 +274,12 @@ def held_out_loss(model: MultilayerGRU, ids: Tensor, warm: int = 256) -> float:
         position = position.clamp(max=n - 1)
         logits, hidden = model(ids[position].to(device).long(), hidden)
         targets = ids[position + 1].to(device).long()
-        total += F.cross_entropy(logits.float()[scored], targets[scored], reduction="sum").item()
+        losses = F.cross_entropy(logits.float()[scored], targets[scored], reduction="sum")
+        total += losses.item()
     return total / n
 
 
-def evaluate_run(run: Run, model: MultilayerGRU, held_out: Tensor) -> dict[str, float]:
+def evaluate_run(run: Run, model, held_out: Tensor) -> dict[str, float]:
     """Load the best weights of the run into the model, evaluate them in float32, and return the results."""
     best = run.load_weights("char_rnn.pth")
     model.load_state_dict(best["state_dict"])
@@ -290,7 +291,7 @@ def settings(args: Namespace, text) -> dict:
     """Return the config: all that rebuilds the model. The alphabet is the text's, or that of --weights."""
     n, needed = len(text.train), args.batch_size * args.seq_len + 1
     if n < needed:
-        batch = f"one batch of {args.batch_size} sequences needs {needed:,} characters, but there are {n:,}"
+        batch = f"one batch of {args.batch_size} sequences needs {needed:,} characters, not {n:,}"
         common.fail(f"{batch}. Use a smaller --batch-size or --seq-len.")
     return {"h_dim": args.h_dim, "n_layers": args.n_layers, "dropout": args.dropout, "chars": text.chars}
 
@@ -324,7 +325,9 @@ def encode(text: str, char_to_idx: dict[str, int]) -> Tensor:
 
 def chars_to_onehot(text: str, char_to_idx: dict[str, int]) -> Tensor:
     """Return int8 (N, V). Row n is 1 at the index of character n (Technion; training takes the indices)."""
-    return F.one_hot(encode(text, char_to_idx).long(), len(char_to_idx)).to(torch.int8)
+    idx = encode(text, char_to_idx).long()
+    zeros = torch.zeros(len(idx), len(char_to_idx), dtype=torch.int8)
+    return zeros.scatter_(1, idx[:, None], 1)
 
 
 def onehot_to_chars(embedded: Tensor, idx_to_char: dict[int, str]) -> str:
@@ -338,9 +341,9 @@ def chars_to_labelled_samples(text: str, char_to_idx: dict[str, int], seq_len: i
     N = ⌊(len − 1) / S⌋. Training takes stream_batch.
     """
     n = (len(text) - 1) // seq_len
-    samples = chars_to_onehot(text[: n * seq_len], char_to_idx)
-    labels = encode(text[1 : n * seq_len + 1], char_to_idx).long()
-    return samples.view(n, seq_len, -1).to(device), labels.view(n, seq_len).to(device)
+    samples = chars_to_onehot(text[: n * seq_len], char_to_idx).to(device)
+    labels = encode(text[1 : n * seq_len + 1], char_to_idx).long().to(device)
+    return samples.view(n, seq_len, len(char_to_idx)), labels.view(n, seq_len)
 
 
 class SequenceBatchSampler(torch.utils.data.Sampler):
@@ -363,7 +366,7 @@ class SequenceBatchSampler(torch.utils.data.Sampler):
 
 
 class OneStep:
-    """A trained model for one character at a time: 2.4 times as fast as MultilayerGRU.forward."""
+    """A trained model for one character at a time, 2.4 times as fast as MultilayerGRU for each."""
 
     def __init__(self, model: MultilayerGRU):
         layers = [layer.fused(model.W_hy.dtype) for layer in model.layers]
@@ -372,7 +375,7 @@ class OneStep:
         self.table = W_x + b  # (V, 3H)
         self.W_hy, self.b_y = model.W_hy.detach(), model.b_y.detach()
 
-    def __call__(self, x: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, x, hidden):
         """Return scores (B, O) and the hidden state of indices (B,). hidden: one (B, H) a layer. None is zeros."""
         if hidden is None:
             zeros = self.W_hy.new_zeros(len(x), len(self.W_hy))
@@ -384,8 +387,8 @@ class OneStep:
         return torch.addmm(self.b_y, last[-1], self.W_hy), last
 
 
-def one_step(model: nn.Module, n_chars: int) -> Callable:
-    """Return OneStep of a model, or its like for forward((B, S, V) one-hot floats, hidden) -> (scores, hidden)."""
+def one_step(model: nn.Module, n_chars: int):
+    """Return OneStep(model). For a model of one-hot floats, such as a student's, return a function with its call."""
     if isinstance(model, MultilayerGRU):
         return OneStep(model)
 
@@ -409,7 +412,7 @@ def hot_softmax(y: Tensor, dim: int = 0, temperature: float = 1.0) -> Tensor:
     return torch.softmax((y - y.amax(dim, keepdim=True)) / temperature, dim)
 
 
-def keep_likely(p: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def keep_likely(p: Tensor, top_k=None, top_p=None) -> Tensor:
     """Return probabilities (..., V) with 0 for all but the likeliest. The rest need not sum to 1.
 
     top_k: how many are kept. top_p: the fewest that reach this sum are kept. This is nucleus sampling, Holtzman et
@@ -432,7 +435,8 @@ def continuation(model, start: str, char_to_idx, T: float, top_k=None, top_p=Non
 
     Reading the weights limits the speed. The n texts share each reading.
     """
-    step, device, hidden = one_step(model, len(char_to_idx)), next(model.parameters()).device, None
+    step = one_step(model, len(char_to_idx))
+    device, hidden = next(model.parameters()).device, None
     for c in start:
         scores, hidden = step(torch.full((n,), char_to_idx[c], device=device), hidden)  # (n, V)
     while True:
@@ -464,13 +468,13 @@ def generate_from_model(model: nn.Module, start_sequence: str, n_chars: int, cha
 # Use of trained weights
 
 
-def generate(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]:
+def generate(args: Namespace, model, chars: str) -> Iterator[str]:
     """Yield the pieces that --generate prints: one text as it is drawn, or several when all are drawn."""
     char_to_idx, idx_to_char = char_maps(chars)
     start = texts.start_of_writing(args.start, chars)
     how = args.temperature, args.top_k, args.top_p, args.n_samples
-    drawn = continuation(model, start, char_to_idx, *how)
-    drawn = itertools.islice(drawn, max(0, args.n_chars - len(start)))
+    n = max(0, args.n_chars - len(start))
+    drawn = itertools.islice(continuation(model, start, char_to_idx, *how), n)
     if args.n_samples > 1:
         rows = list(drawn)  # (N, n_samples)
         written = ["".join(idx_to_char[row[k]] for row in rows) for k in range(args.n_samples)]
@@ -482,7 +486,7 @@ def generate(args: Namespace, model: MultilayerGRU, chars: str) -> Iterator[str]
     yield "\n"
 
 
-def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
+def score(args: Namespace, model, chars: str):
     """Print nats and bits per character of the text of --score."""
     try:
         text = texts.read_text(args.score, args.data_dir, args.encoding)
@@ -500,7 +504,7 @@ def score(args: Namespace, model: MultilayerGRU, chars: str) -> None:
     print(f"{args.score}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character ({scored})")
 
 
-def use(args: Namespace, device: torch.device) -> None:
+def use(args: Namespace, device: torch.device):
     """Do what --generate and --score ask for."""
     config = common.Trained(args).config
     model = build(config).to(device).eval()
@@ -513,12 +517,13 @@ def use(args: Namespace, device: torch.device) -> None:
 # Flags
 
 
-def get_args(argv: list[str] | None = None) -> Namespace:
+def get_args(argv: list[str] | None = None):
     names = "tinyshakespeare, shakespeare, python"
-    numbers = {"steps": 6000, "batch_size": 32, "lr": 3e-3}
-    p = common.parser("char_rnn", "char_rnn.pth", __doc__, **numbers, names=names, makes="text")
+    p = common.parser(
+        "char_rnn", "char_rnn.pth", __doc__, steps=6000, batch_size=32, lr=3e-3, names=names, makes="text"
+    )
     add = p.group("data")
-    encoding = "of texts that are read, such as cp1252 (default: what a byte order mark says, else UTF-8)"
+    encoding = "of texts, such as cp1252 (default: as a byte order mark says, else UTF-8)"
     add("--encoding", type=texts.encoding_name, metavar="NAME", help=encoding)
     add("--min-count", type=common.count, default=1, help="remove characters that occur less often")
     add("--held-out", type=common.share, default=0.1, help="part of the text, its end, not trained on")
@@ -532,21 +537,20 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--ema", type=common.share, default=0.998, help="decay of the averaged weights; 0 is none")
     add("--eval-every", type=common.count, default=500, help="steps between held-out losses")
     add = p.group("trained weights")
-    start = r"text that --generate continues; \n is a line break (the default) where no \ is known"
+    start = r"text to continue; \n is a line break (the default) where no \ is known"
     add("--start", help=start)
     add("--n-chars", type=common.count, default=1000, help="characters of a text, with the start")
     add("--n-samples", type=common.count, default=1, help="texts, drawn side by side")
-    temperature = "below 1 is more careful; 0: the likeliest"
-    add("--temperature", type=common.amount, default=1.0, help=temperature)
+    add("--temperature", type=common.amount, default=1.0, help="below 1: more careful")
     add("--top-k", type=common.count, help="draw from the k likeliest characters only")
-    top_p = "draw from the likeliest characters that make up this probability"
+    top_p = "draw from the likeliest that make up this probability"
     add("--top-p", type=number(float, 0, 1, above=True, below=True), help=top_p)
-    add("--score", metavar="FILE", help="do not train: print nats and bits per character of a text")
+    add("--score", metavar="FILE", help="do not train: print nats and bits per character")
     of_generate = ("start", "n_chars", "n_samples", "temperature", "top_k", "top_p")
     return p.parse(argv, **dict.fromkeys(of_generate, ("generate",)))
 
 
-def main(argv: list[str] | None = None) -> Run | None:
+def main(argv: list[str] | None = None):
     return common.run(get_args(argv), train, use)
 
 

@@ -23,7 +23,6 @@ encoder 36.0%, 33.3%.
 
 import math
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,10 +39,9 @@ from plumbing.run.networks import fingerprint
 from plumbing.run.run import Run
 from plumbing.system import hardware, ranks
 from plumbing.system.files import progress
-from plumbing.system.flags import number
 
-# Augmentation (section 3) of whole batches x, (B, 3, S, S) in [0, 1]. Each image has random parameters of its own. As in
-# appendix B.9 the strength is 0.5, and there is no blur.
+# Augmentation (section 3) of whole batches x, (B, 3, S, S) in [0, 1]. Each image has random parameters of its own.
+# As in appendix B.9 the strength is 0.5, and there is no blur.
 
 
 def to_rgb(x):
@@ -57,10 +55,7 @@ def uniform(n, low, high, device):
 
 
 def crop_boxes(n, size, device, scale, ratio=(3 / 4, 4 / 3)):
-    """Draw (4, n): top, left, height, width, as torchvision's RandomResizedCrop does.
-
-    The first of ten tries that fits into the image counts. If none does, the box is the image.
-    """
+    """Draw (4, n): top, left, height, width. As torchvision does, take the first of ten tries that fits, else all."""
     area = size**2 * uniform(10 * n, *scale, device)
     log_aspect = uniform(10 * n, math.log(ratio[0]), math.log(ratio[1]), device)
     aspect = torch.exp(log_aspect)  # width / height
@@ -75,15 +70,12 @@ def crop_boxes(n, size, device, scale, ratio=(3 / 4, 4 / 3)):
 
 
 def resampling(start, length, size):
-    """Return matrices (B, size, size) that stretch `length` pixels from `start`, each (B,), over `size` pixels.
-
-    Row i has the weights of the input pixels for output pixel i, as bilinear interpolation has them.
-    """
+    """Return matrices (B, size, size) that stretch `length` pixels from `start`, each (B,), over `size`, bilinearly."""
     pixel = torch.arange(size, device=start.device)
     centre = (pixel + 0.5) * length[:, None] / size - 0.5  # (B, size), in pixels of the crop
     centre = centre.clamp(min=0).minimum(length[:, None] - 1)
     distance = (centre + start[:, None])[:, :, None] - pixel  # (B, size, size)
-    return F.relu(1 - distance.abs())
+    return F.relu(1 - distance.abs())  # a row has the weights for one output pixel
 
 
 def crop(x, scale=(0.08, 1.0)):
@@ -129,7 +121,9 @@ def adjust(x, kind, amount):
         return turn_hue(x, amount)
     if kind == "brightness":
         return (x * factor).clamp_(0, 1)
-    y = grey(x) if kind == "saturation" else grey(x).mean((2, 3), keepdim=True)  # else contrast
+    y = grey(x)
+    if kind == "contrast":
+        y = y.mean((2, 3), keepdim=True)
     return torch.lerp(y, x, factor).clamp_(0, 1)
 
 
@@ -137,10 +131,7 @@ ADJUST = ("brightness", "contrast", "saturation", "hue")
 
 
 def jitter(x, p=0.8):
-    """Change brightness, contrast and saturation by up to 0.4 and hue by 0.1, in place, with probability p.
-
-    Each image has its own order of the four adjustments.
-    """
+    """Change brightness, contrast, saturation by up to 0.4 and hue by 0.1, in any order, in place, of a share p."""
     n, device = len(x), x.device
     factors = [uniform(n, 0.6, 1.4, device) for _ in range(3)]
     amounts = [*factors, uniform(n, -0.1, 0.1, device)]
@@ -228,7 +219,7 @@ def compute_sim_matrix(out: Tensor) -> Tensor:
 
 
 def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, device="cpu") -> Tensor:
-    """Return L as a cross-entropy: among the similarities of view i over τ, without its own, the class is its partner.
+    """Return L as a cross-entropy. The logits of view i are its similarities over τ, and its class is its partner.
 
     Under torchrun this is the mean over the rank's own views. Their negatives are the views of all ranks.
     """
@@ -236,7 +227,7 @@ def simclr_loss_vectorized(out_left: Tensor, out_right: Tensor, tau: float, devi
     out = torch.cat([out_left, out_right]).to(device)  # (2N, D)
     logits = compute_sim_matrix(out) / tau  # (2N, 2N of each rank)
     own = torch.arange(2 * N, device=out.device) + 2 * N * ranks.rank()
-    logits = logits.scatter(1, own[:, None], -math.inf)
+    logits = logits.scatter(1, own[:, None], -math.inf)  # without view i itself
     return F.cross_entropy(logits, own.roll(N))
 
 
@@ -249,7 +240,7 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     config = settings(args, data)
-    model = build(args.begin | config).to(device)  # args.begin: the weights of --weights, if it was typed
+    model = build(args.begin | config).to(device)  # args.begin: weights of --weights
     optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
     # last.pth holds model, optimizer and step. Each step seeds its own noise, so a resumed run is the same run.
     run = Run(args, data, {"model": model, "optimizer": optimizer}, {"simclr.pth": (model, config)})
@@ -266,11 +257,11 @@ def train(args: Namespace, device: torch.device) -> Run:
         lr = learning_rate(step, args.steps, args.warmup, peak)
         optimizer.param_groups[0]["lr"] = lr
 
-        # two views of each image: (2N, 3, S, S), in the first part of the steps (2N, 3, S/2, S/2)
+        # two views of each image
         x = batch(step)  # (N, C, S, S)
-        views = model.normalise(torch.cat([augment(x), augment(x)]))
+        views = model.normalise(torch.cat([augment(x), augment(x)]))  # (2N, 3, S, S)
         if step <= args.half_size * args.steps:
-            views = F.avg_pool2d(views, 2)  # f takes any size
+            views = F.avg_pool2d(views, 2)  # (2N, 3, S/2, S/2); f takes any size
 
         # minimise L
         with autocast:
@@ -281,9 +272,8 @@ def train(args: Namespace, device: torch.device) -> Run:
         loss.backward()
         optimizer.step()
 
-        # the loss, and now and then what h knows of the labels
+        # log the loss, and at --sample-every what h knows of the labels
         run.add("train", loss=loss)
-        run.due(args.log_every)  # then the step ends with a row of metrics.csv
         if run.due(args.sample_every) and data.train_labels.max() > 0:
             run.add("test", knn=quick_knn(model, data, args.bf16))
     return run.finish(evaluate_run(model, data, run.folder, args), MEANING)
@@ -316,15 +306,13 @@ def represent(model, x, bf16) -> Tensor:
 
 
 def knn_accuracy(bank, labels, h, truth, k=200, tau=0.1) -> float:
-    """Return the share of h (M, D) for whose class, truth (M,), the k nearest of the bank (N, D) vote.
+    """Return the share of h (M, D) for whose class, truth (M,), the k nearest by cosine of the bank (N, D) vote.
 
-    The nearest are found by cosine. Each votes for its label, labels (N,), with weight exp(sim/τ) (Wu et al. 2018,
-    section 3.4).
+    Each votes for its label, labels (N,), with weight exp(sim/τ) (Wu et al. 2018, section 3.4).
     """
     bank = F.normalize(bank, dim=1)
     n_classes, right = int(labels.max()) + 1, 0
-    batches = zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True)
-    for batch, y in progress(batches, "kNN", math.ceil(len(h) / 500)):
+    for batch, y in zip(F.normalize(h, dim=1).split(500), truth.split(500), strict=True):
         similar, i = (batch @ bank.T).topk(min(k, len(bank)))  # (B, k)
         votes = similar.new_zeros(len(batch), n_classes)
         votes.scatter_add_(1, labels[i], (similar / tau).exp())
@@ -345,8 +333,7 @@ def logistic_regression(h, labels, l2) -> nn.Linear:
     layer = nn.Linear(h.shape[1], int(labels.max()) + 1).to(h.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    how = {"max_iter": 500, "history_size": 10, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(layer.parameters(), **how)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, history_size=10, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
@@ -359,10 +346,7 @@ def logistic_regression(h, labels, l2) -> nn.Linear:
 
 
 def linear_accuracy(h, labels, test_h, truth) -> float:
-    """Return the accuracy of logistic regression on standardised features (N, D), (M, D).
-
-    The penalty l2 is chosen on a fifth of the training labels.
-    """
+    """Return the accuracy of logistic regression on standardised features. l2 is chosen on a fifth of the labels."""
     mean, std = h.mean(0), h.std(0)
     std = torch.where(std > 1e-4, std, 1.0)
     h, test_h = (h - mean) / std, (test_h - mean) / std
@@ -413,13 +397,11 @@ def untrained_twin(model, x, seed) -> Model:
 
 
 def evaluate_run(model, data, folder: Path, args) -> dict[str, object]:
-    """Evaluate the frozen encoder, an untrained one and raw pixels on held-out images.
-
-    Write pictures into the folder and return the accuracies.
-    """
+    """Write pictures into the folder. Return held-out accuracies of frozen encoder, untrained encoder and pixels."""
     print("evaluating on held-out images: kNN, linear classifiers, baselines ...", flush=True)
     before = fingerprint(model.f)
-    h, test_h = (represent(model, x, args.bf16) for x in (data.train, data.test))
+    both = data.train, data.test
+    h, test_h = [represent(model, x, args.bf16) for x in both]
     plots.neighbours(h, test_h, data, folder / "neighbours.png")
     points = F.normalize(test_h[:2000], dim=1).cpu().numpy()
     title = f"h of {len(points):,} test images"
@@ -431,11 +413,11 @@ def evaluate_run(model, data, folder: Path, args) -> dict[str, object]:
         results |= accuracies(h, test_h, data, few)
         twin = untrained_twin(model, data.train[:2500], args.seed)
         baselines = {
-            "untrained": partial(represent, twin, bf16=args.bf16),
-            "pixels": partial(pixels_as_features, device=h.device),
+            "untrained": [represent(twin, x, args.bf16) for x in both],
+            "pixels": [pixels_as_features(x, h.device) for x in both],
         }
         for name, features in baselines.items():
-            scores = accuracies(features(data.train), features(data.test), data, few)
+            scores = accuracies(*features, data, few)
             results |= {f"{name}_{key}": value for key, value in scores.items()}
     else:
         print("there is one class only: no accuracy can be measured")
@@ -451,15 +433,15 @@ def settings(args: Namespace, data) -> dict:
     n, image_size = len(data.train), data.train.shape[-1]
     if not 2 <= args.batch_size <= n:
         common.fail(f"--batch-size {args.batch_size} does not suit {n} training images. Use at least 2, at most {n}.")
-    if args.half_size and image_size < 16:  # strides on maps of one pixel: gradients on a CPU were noise, 1e33
+    if args.half_size and image_size < 16:  # maps of one pixel have no gradient but noise
         wrong = f"Half of {image_size} pixels is less than the 8 that the network needs"
         common.fail(f"{wrong}. Leave out --half-size, or use --image-size 16 or more.")
     every = max(1, image_size // 32)
     x = data.train[:5000, :, ::every, ::every].float() / 255
     mean = x.mean((0, 2, 3)).expand(3).tolist()
     std = x.std((0, 2, 3)).clamp(min=1e-3).expand(3).tolist()
-    config = {name: vars(args)[name] for name in ("encoder", "feature_dim", "tau")}
-    config |= {"image_size": image_size, "mean": mean, "std": std}
+    config = {"encoder": args.encoder, "feature_dim": args.feature_dim, "image_size": image_size, "tau": args.tau}
+    config |= {"mean": mean, "std": std}
     # Weights that are trained further keep their mean and std.
     return config | {name: args.begin[name] for name in ("mean", "std") if name in args.begin}
 
@@ -512,8 +494,7 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.eval:
         data, folder = trained.data(others=True), trained.folder
         if images.is_other(data, trained.config):
-            origin = trained.config["trained_on"]
-            print(f"evaluated on {data}, where the encoder is from {origin}")
+            print(f"evaluated on {data}, where the encoder is from {trained.config['trained_on']}")
             folder = folder / f"eval-{data.name}"
             folder.mkdir(exist_ok=True)
             x, test_x = (pixels.with_channels(x, channels) for x in (data.train, data.test))
@@ -533,18 +514,19 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add = p.group("model")
     add("--encoder", choices=["resnet18", "resnet50"], default="resnet18", help="f, without its last layer")
     add("--feature-dim", type=common.count, default=128, help="dimensions of z")
-    add("--image-size", type=number(int, 8, 1024), help="side in pixels (default: 32, or 64 for larger images)")
+    add("--image-size", type=common.number(int, 8, 1024), help="side in pixels (default: 32, or 64 for large ones)")
     add = p.group("optimisation")
     add("--tau", type=common.positive, default=0.2, help="temperature τ of the loss; CS231n: 0.5")
-    half_size = "views have half the side, and take a quarter of the time, in this first part of the steps"
-    add("--half-size", type=number(float, 0, 1), default=0.0, help=half_size)
-    add("--warmup", type=common.count, default=200, help="steps in which the learning rate rises")
+    half_size = "share of the steps, the first ones, with views of half the side: four times faster"
+    add("--half-size", type=common.number(float, 0, 1), default=0.0, help=half_size)
+    add("--warmup", type=common.count, default=200, help="steps in which --lr is reached")
     add = p.group("trained weights")
-    add("--labels", type=number(float, 0, 1, above=True), default=0.1, help="share of labels for linear_few")
+    labels = "share of the labels for linear_few"
+    add("--labels", type=common.number(float, 0, 1, above=True), default=0.1, help=labels)
     add("--eval", action="store_true", help="do not train: evaluate a run")
     features = "do not train: write h of the images of --data, not normalised"
     add("--features", metavar="FILE.npz", help=features)
-    add("--export", action="store_true", help="do not train: write f as TorchScript and under torchvision's names")
+    add("--export", action="store_true", help="do not train: write f for other programs")
     return p.parse(argv, labels=("train", "eval"))
 
 

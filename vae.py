@@ -143,9 +143,9 @@ class VAE(nn.Module):
     @common.in_eval_mode
     def sample(self, n: int, seed: int | None = None) -> Tensor:
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
-        at = device_and_dtype(self)
-        generator = None if seed is None else torch.Generator(at["device"]).manual_seed(seed)
-        return self.decode(torch.randn(n, self.z_dim, generator=generator, **at)).cpu()
+        if seed is not None:
+            torch.manual_seed(seed)
+        return self.decode(torch.randn(n, self.z_dim, **device_and_dtype(self))).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
@@ -167,19 +167,17 @@ class TsinghuaVAE(VAE):
             convolution = nn.ConvTranspose2d(i, o, 3, stride, padding=1, output_padding=stride - 1)
             return nn.Sequential(convolution, nn.ReLU(inplace=True))
 
-        before_z = nn.Linear(16 * 8 * 8, 2 * latent_dim)
-        after_z = nn.Linear(latent_dim, latent_dim)
         self.encoder = nn.Sequential(
             conv(1, 16, 1),  # (B, 16, 32, 32)
             conv(16, 32, 2),  # (B, 32, 16, 16)
             conv(32, 32, 1),  # (B, 32, 16, 16)
             conv(32, 16, 2),  # (B, 16, 8, 8)
             nn.Flatten(),
-            nn.Sequential(before_z, nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Linear(16 * 8 * 8, 2 * latent_dim), nn.ReLU(inplace=True)),
             nn.Linear(2 * latent_dim, 2 * latent_dim),  # μ and log σ
         )
         self.decoder = nn.Sequential(
-            nn.Sequential(after_z, nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.ReLU(inplace=True)),
             nn.Linear(latent_dim, 16 * 8 * 8),
             nn.Unflatten(1, (16, 8, 8)),
             up(16, 32, 2),  # (B, 32, 16, 16)
@@ -190,6 +188,7 @@ class TsinghuaVAE(VAE):
         self.z_dim = latent_dim
         self.set_likelihood("bernoulli")
         # There are as few ReLUs next to z as latents. These values let almost everything pass, or the ReLUs would die.
+        before_z, after_z = self.encoder[5][0], self.decoder[0][0]
         nn.init.ones_(before_z.bias)
         nn.init.eye_(after_z.weight)
         nn.init.constant_(after_z.bias, 2)  # z ~ N(0, I) is seldom below -2
@@ -234,8 +233,8 @@ def build_vae(arch: str, latent_dim: int, channels=1, image_size=32, width=192) 
     d_x = math.prod(in_size)
     encoder = nn.Sequential(nn.Flatten(), dense(d_x, width), dense(width, width))
     # VAE puts the layer from z to `width` before the decoder. The decoder's first ReLU belongs to that layer.
-    to_x = nn.Linear(width, d_x)
-    decoder = nn.Sequential(nn.ReLU(), dense(width, width), to_x, nn.Unflatten(1, in_size))
+    to_x = [dense(width, width), nn.Linear(width, d_x), nn.Unflatten(1, in_size)]
+    decoder = nn.Sequential(nn.ReLU(), *to_x)
     return VAE(encoder, decoder, in_size, latent_dim)
 
 
@@ -537,9 +536,9 @@ def settings(args: Namespace, data) -> dict:
         common.fail("--x-sigma2 belongs to the Gaussian. Add --likelihood gaussian.")
     if args.binarize and likelihood != "bernoulli":
         common.fail("--binarize makes pixels of 0 and 1. Add --likelihood bernoulli.")
-    names = ("arch", "latent_dim", "x_sigma2", "beta", "binarize")
-    config = {name: vars(args)[name] for name in names} | {"width": width, "likelihood": likelihood}
-    return config | {"channels": channels, "image_size": image_size}
+    config = {"arch": args.arch, "latent_dim": args.latent_dim, "channels": channels}
+    config |= {"image_size": image_size, "width": width, "likelihood": likelihood}
+    return config | {"x_sigma2": args.x_sigma2, "beta": args.beta, "binarize": args.binarize}
 
 
 @common.or_fail

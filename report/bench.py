@@ -38,14 +38,21 @@ import gan_mnist
 import simclr
 import vae
 from plumbing.data import folders, images, texts
+from plumbing.data.batches import batch_indices
 from plumbing.judge import inception
 from plumbing.run import latent
 from plumbing.run import run as run_module
 from plumbing.system import files, hardware, process, ranks
 from report import measure, peers, race
-from report.peers import BY_PIL, BY_V2, GAN_BATCH, SIMCLR_BATCH, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
+from report.peers import BY_PIL, BY_V2, GAN_BATCH, MEAN, SIMCLR_BATCH, STD, VAE_BATCH, CourseGRU, TorchGRU, n_untimed
 
 BF16 = hardware.bf16("cpu", None)  # what scripts do without --no-bf16
+
+
+def set_up_as_script(seed: int) -> None:
+    """Prepare this process as a script does. A peer's row does without, so bench.py is no common.program itself."""
+    hardware.keep_freed_memory()
+    process.setup(Namespace(device="cpu", seed=seed))
 
 
 def pixels_of(args: Namespace, source: str | None, size: int) -> Tensor:
@@ -58,17 +65,41 @@ def photographs(args: Namespace) -> str:
     return str(folder) if folder.exists() else "digits"
 
 
+class NoJudge:
+    """Stand-in for fid.Judge that measures nothing."""
+
+    distance = None
+
+    def __init__(self, *_, **__) -> None:
+        """Take fid.Judge's arguments."""
+
+    def __call__(self, _) -> dict:
+        return {}
+
+
+def watch_steps(watch: Callable) -> None:
+    """Call watch(run, step) as each training step begins."""
+    all_steps = run_module.Run.steps
+
+    def watched_steps(run: run_module.Run):
+        for step in all_steps(run):
+            watch(run, step)
+            yield step
+
+    run_module.Run.steps = watched_steps
+
+
 def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
-    """(steps/s, results.json) of a script as it stands, with logging; Fréchet distances and its end are not timed."""
+    """Return (steps/s, results.json) of a script with its logging, without Fréchet distances and evaluation."""
+    hardware.keep_freed_memory()  # as common.program does
     vae.log_px = latent.draw = lambda *_, **__: 0.0
-    fid.judges, fid.report = lambda *_: {}, lambda *_: {}
-    clock, indices = {}, common.batch_indices
+    fid.Judge = NoJudge
+    clock = {}
 
-    def noting_the_time(n: int, size: int, step: int, seed: int) -> Tensor:
+    def note_the_time(_, step: int) -> None:
         clock[step] = time.perf_counter()
-        return indices(n, size, step, seed)
 
-    common.batch_indices = noting_the_time
+    watch_steps(note_the_time)
     with tempfile.TemporaryDirectory() as out:
         argv = ["--steps", str(args.steps), "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", out]
         script.main([*argv, *flags])
@@ -84,7 +115,7 @@ def timed(script, args: Namespace, *flags: str) -> tuple[float, dict]:
 def textbook_vae(args: Namespace, workers: int = 0) -> dict[str, float]:
     model, rate = peers.textbook_vae(pixels_of(args, None, 28), args.steps, args.seed, workers)
     test = images.load_images(None, "mnist", args.data_dir, 32).test
-    return {"images/s": VAE_BATCH * rate, "test ELBO": -vae.evaluate(model, test, 1.0)["loss"]}
+    return {"images/s": VAE_BATCH * rate, "test ELBO": -vae.mean_losses(model, test, 1.0)["loss"]}
 
 
 def our_vae(args: Namespace, *flags: str) -> dict[str, float]:
@@ -142,7 +173,7 @@ def dcgan_rows(size: int) -> dict[str, Callable]:
 
 
 def views(args: Namespace, augment: Callable) -> dict[str, float]:
-    """Of a batch of images at once, or image by image."""
+    """Measure the views of a batch of images at once, or image by image."""
     x = simclr_pixels(args)[: 4 * args.steps]
     torch.manual_seed(args.seed)
     augment(x[:512])
@@ -189,14 +220,13 @@ def loader_simclr(args: Namespace) -> dict[str, float]:
 
 
 def our_simclr(args: Namespace, bf16: bool) -> dict[str, float]:
-    process.setup(Namespace(device="cpu", seed=args.seed))
+    set_up_as_script(args.seed)
     pixels = simclr_pixels(args)
-    model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
-    numbers = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    model = simclr.Model(128, "resnet18", MEAN, STD).to(memory_format=torch.channels_last)
 
     def two_views(step: int) -> Tensor:
-        x = pixels[common.batch_indices(len(pixels), SIMCLR_BATCH, step + 1, args.seed)]
-        return simclr.normalise(torch.cat([simclr.augment(x), simclr.augment(x)]), numbers)
+        x = pixels[batch_indices(len(pixels), SIMCLR_BATCH, step + 1, args.seed)]
+        return model.normalise(torch.cat([simclr.augment(x), simclr.augment(x)]))
 
     return simclr_steps(args, model, two_views, bf16)
 
@@ -209,12 +239,12 @@ def gru_training(args: Namespace, kind: type, h_dim: int, n_layers: int, batch: 
     V, S, steps = 65, 64, max(4, args.steps // 50)
     ours = kind is char_rnn.MultilayerGRU
     if ours:
-        process.setup(char_rnn.get_args([]))  # what char_rnn.py does, which holds on to freed memory
+        set_up_as_script(args.seed)
     torch.manual_seed(args.seed)
     model, x = kind(V, h_dim, V, n_layers), torch.randint(0, V, (batch, S + 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     given = x[:, :-1] if ours else F.one_hot(x[:, :-1], V).float()
-    forward = common.compiled(model, compile)
+    forward = common.for_training(model, compile)
     for step in range(steps + 2):
         if step == 2:
             began = time.perf_counter()
@@ -292,8 +322,8 @@ def pytorch_fid_features(args: Namespace) -> dict[str, float]:
 
 
 def our_features(args: Namespace) -> dict[str, float]:
-    """The same."""
-    process.setup(Namespace(device="cpu", seed=args.seed))  # what fid.py does
+    """Measure fid.py as pytorch_fid_features measures pytorch-fid."""
+    set_up_as_script(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         n = write_pictures(args, folder)
         torch.save(inception.Inception().state_dict(), f"{folder}/weights.pth")
@@ -304,7 +334,7 @@ def our_features(args: Namespace) -> dict[str, float]:
 
 
 def feature_sets(args: Namespace, n: int) -> list[fid.Statistics]:
-    """Of two sets of n images: 2048 features, whose covariance has eigenvalues that fall, as those of real ones do."""
+    """Draw 2048 features of two sets of n images. The eigenvalues of their covariance fall, as with real images."""
     mixing = torch.randn(2048, 2048, dtype=torch.float64, generator=torch.Generator().manual_seed(args.seed)) / 45
     scales = torch.logspace(0, -4, 2048, dtype=torch.float64)
     torch.manual_seed(args.seed)
@@ -347,16 +377,9 @@ def distance_rows(n: int) -> dict[str, Callable]:
 
 
 def watched(script, args: Namespace, flags: tuple[str, ...], steps: int, watch: Callable) -> None:
-    """Train for so many steps, without evaluation; watch(run, step) is called as each begins."""
-    all_steps = run_module.Run.steps
-
-    def seen(run: run_module.Run):
-        for step in all_steps(run):
-            watch(run, step)
-            yield step
-
-    run_module.Run.steps = seen
-    fid.judges, ranks.leave = lambda *_: {}, sys.exit  # where evaluation would begin, the script ends
+    """Train for so many steps, without evaluation. Call watch(run, step) as each begins."""
+    watch_steps(watch)
+    fid.Judge, ranks.leave = NoJudge, sys.exit  # where evaluation would begin, the script ends
     with tempfile.TemporaryDirectory() as out:
         usual = ["--device", "cpu", "--data-dir", args.data_dir, "--seed", str(args.seed), "--out", f"{out}/run"]
         try:
@@ -412,8 +435,8 @@ def reductions(script, run: run_module.Run) -> tuple[int, int]:
     """(bytes that a step reduces over the ranks, in how many calls), by hand."""
     n_bytes = calls = 0
     for key, passes in {"model": 2, "G": 3, "D": 6}.items():  # forward and backward; G also makes what D learns from
-        if key in run.objects:
-            net = run.objects[key]
+        if key in run.to_continue:
+            net = run.to_continue[key]
             channels = [m.num_features for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
             n_bytes += 4 * sum(p.numel() for p in net.parameters()) + 4 * 2 * passes * sum(channels)  # two sums each
             calls += 1 + passes * len(channels)
@@ -432,7 +455,7 @@ def all_reduce(calls: int, n_bytes: int, latency: float, bandwidth: float) -> fl
 
 
 def communication(args: Namespace, script, *flags: str) -> dict[str, float]:
-    """Of a step on two gloo ranks: bytes to be reduced, by hand and by the loopback device; efficiency on paper.
+    """Measure a step on two gloo ranks: bytes to be reduced, by hand and by the loopback device, efficiency on paper.
 
     On paper a GPU computes at 200 TFLOP/s or starts an operation every 5 µs, whichever takes longer; nothing overlaps;
     an all-reduce of S bytes by R ranks takes 2 (R − 1) / R · S / bandwidth and 20 µs among 8 (300 GB/s), and once more,
@@ -476,6 +499,7 @@ def raced(seconds: float, **quality: float) -> dict[str, float]:
 
 def ours_in(script, args: Namespace, steps: int, flags: str, **named: str) -> dict[str, float]:
     """A script as it stands: the time of its loop, and figures of results.json by other names."""
+    hardware.keep_freed_memory()  # as common.program does
     vae.log_px = latent.draw = lambda *_, **__: 0.0
     race.knn_only()
     with tempfile.TemporaryDirectory() as out:
@@ -511,15 +535,15 @@ def race_vae(args: Namespace, train: Callable, size: int, steps: int) -> dict[st
     n = part_of(args, steps)
     model, rate = train(pixels_of(args, None, 28), n, args.seed)
     test = images.load_images(None, "mnist", args.data_dir, size).test
-    return raced(n / rate, ELBO=-vae.evaluate(model, test, 1.0)["loss"])
+    return raced(n / rate, ELBO=-vae.mean_losses(model, test, 1.0)["loss"])
 
 
 def race_gan(args: Namespace, script, train: Callable, size: int, steps: int) -> dict[str, float]:
     """FD-LeNet of 10,000 samples of a peer's generator."""
     data, n = images.load_images(None, "mnist", args.data_dir, size), part_of(args, steps)
     G, rate = train(data.train, n, args.seed)
-    judge = fid.judges(data, args.data_dir, torch.device("cpu"))["fd_lenet"]
-    return raced(n / rate, FD=judge(partial(script.draw, G))["fd_lenet"])
+    judge = fid.Judge(data, args.data_dir, torch.device("cpu"))
+    return raced(n / rate, FD=judge(partial(script.draw_samples, G))["fd_lenet"])
 
 
 def race_simclr(args: Namespace) -> dict[str, float]:
@@ -528,7 +552,7 @@ def race_simclr(args: Namespace) -> dict[str, float]:
     model, rate = peers.loader_simclr(simclr_pixels(args), n, args.seed)
     data = images.load_images(photographs(args), "", args.data_dir, 32)
     race.knn_only()
-    seen = simclr.look_inside(model, data, {"mean": [0.5] * 3, "std": [0.25] * 3}, Path(), args)
+    seen = simclr.evaluate_run(model, data, Path(), args)
     return raced(n / rate, kNN=100 * seen["knn"])
 
 
@@ -557,6 +581,7 @@ def pytorch_fid_distance(weights: dict, folder: Path) -> float:
 
 def our_fid_distance(weights: dict, folder: Path) -> float:
     torch.save(weights, folder / "weights.pth")
+    hardware.keep_freed_memory()  # as common.program does
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         fid.main([str(folder / "a"), str(folder / "b"), "--weights", str(folder / "weights.pth"), "--json"])
@@ -653,8 +678,8 @@ def get_args(argv: list[str] | None = None) -> Namespace:
         "of a race so many thousandths"
     )
     p.add_argument("--steps", type=common.number(int, 5), default=1000, help=steps_help)
-    p.add_argument("--rounds", type=common.number(int, 1), default=3, help="times that each row is run")
-    p.add_argument("--seed", type=common.number(int, 0), default=0, help="of every row")
+    p.add_argument("--rounds", type=common.count, default=3, help="times that each row is run")
+    p.add_argument("--seed", type=common.natural, default=0, help="of every row")
     p.add_argument("--data-dir", default="data", help="where MNIST is; without it, the embedded digits")
     p.add_argument("--only", default="", help="run the rows whose table and name contain this")
     p.add_argument("--row", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
@@ -714,4 +739,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ and runs/ are; its pages say which runs it needs.
 """
 
 import argparse
+import copy
 import csv
 import io
 import itertools
@@ -34,9 +35,10 @@ import gan_mnist
 import simclr
 import vae
 from plumbing.data import images, texts
-from plumbing.judge import lenet, sources
+from plumbing.data.batches import batch_indices, permutation
+from plumbing.judge import lenet
 from plumbing.run import plots
-from plumbing.system import files, process
+from plumbing.system import files
 
 CPU = torch.device("cpu")
 SEEDS = 0, 1, 2
@@ -105,14 +107,19 @@ def classifier() -> lenet.LeNet:
     return lenet.classifier(mnist(28), "data", CPU)
 
 
+def judge_by(net: nn.Module, real: Tensor) -> Callable[[Tensor], dict]:
+    """Return a function from uint8 images to their scores against real images under a network. See fid.score."""
+    statistics = fid.image_statistics(real, net, "test images", len(real))
+    return lambda pictures: fid.score(net, statistics, lambda *_: pictures)
+
+
 def judge() -> Callable[[Tensor], dict]:
-    """FD-LeNet to MNIST's test digits, and what the classifier sees, of uint8 images: fid.judge of pictures at hand."""
-    measure = fid.judge(classifier(), mnist(28).test)
-    return lambda pictures: measure(lambda *_: pictures)
+    """Return a function from uint8 images to FD-LeNet against MNIST's test digits, and the classifier's statistics."""
+    return judge_by(classifier(), mnist(28).test)
 
 
 def percent_grey(x: Tensor) -> float:
-    """Of the pixels of images in [0, 1]."""
+    """Return the percentage of grey pixels of images in [0, 1]."""
     return 100 * ((x > 0.1) & (x < 0.9)).float().mean().item()
 
 
@@ -164,7 +171,7 @@ def nats_given(model: nn.Module, ids: Tensor, at: Tensor, lengths: Iterable[int]
 
 
 def memory() -> None:
-    """What more characters to go on from are worth, and how far back an error's gradient reaches."""
+    """Loss by the number of characters that are given, and how far back an error's gradient reaches."""
     model, _, ids = shipped_text()
     at = torch.arange(1024, len(ids), 128)
     some = at[::20]
@@ -219,7 +226,7 @@ def words(text: str) -> list[str]:
 
 
 def temperature() -> None:
-    """What the temperature does to 20,000 characters: entropy, spelling, repetition."""
+    """Entropy, spelling and repetition of 20,000 characters by temperature."""
     model, maps, held_out = shipped_text()
     known = {word for path in Path("data/shakespeare-works").glob("*.txt") for word in words(path.read_text())}
 
@@ -262,7 +269,7 @@ def kinds_of_lines(text: str) -> list[float]:
 
 
 def plays() -> None:
-    """What share of lines is headings, stage directions, speakers: in the shipped model's text and in the original."""
+    """Share of headings, stage directions and speakers among lines, of the shipped model's text and of the original."""
     model, maps, held_out = shipped_text()
     original = "".join(maps[1][i] for i in held_out.tolist())
     rows = [("Shakespeare, held out", *kinds_of_lines(original))]
@@ -309,7 +316,8 @@ def beta() -> None:
         for run in runs:
             model, mu, log_sigma2, _ = codes(run)
             r = results(run)
-            loss = vae.evaluate(model, mnist(32).test[: r["log_px_images"]], 1.0)["loss"]  # minus these images' ELBO
+            x = mnist(32).test[: r["log_px_images"]]
+            loss = vae.mean_losses(model, x, 1.0)["loss"]  # minus these images' ELBO
             inside = n_active(mu), log_sigma2.exp().sqrt().mean().item(), mu.std(0).mean().item()
             terms_of_loss = r["rec"], r["kl"], r["elbo"]
             found.append((*terms_of_loss, r["fd_lenet"], 100 * r["confident"], *inside, r["log_px"] + loss))
@@ -347,7 +355,7 @@ def latents() -> None:
         for run, (model, mu, _, _) in zip(runs, looked, strict=True):
             r = results(run)
             measured = [r[key] for key in ("elbo", "rec", "kl", "log_px", "fd_lenet", "class_entropy")]
-            before_z = model.encoder[:-1](vae.scale(model, mnist(32).test[:2000]))  # (N, units), after a ReLU
+            before_z = model.encoder[:-1](vae.prepare(model, mnist(32).test[:2000]))  # (N, units), after a ReLU
             alive = (before_z > 0).any(0).float().mean().item()
             found.append((*measured, 100 * r["confident"], n_active(mu), 100 * alive))
         model, _, log_sigma2, _ = looked[0]
@@ -433,7 +441,7 @@ def subset() -> None:
     """24 images of each of three training sets, drawn at random."""
     for picture, name, size in (("mnist", "mnist", 32), ("cifar10", CIFAR10, 32), ("faces", FACES, 64)):
         x = images.load_images(name, "", "data", size).train
-        some = common.permutation(len(x), 0, 0)[:24]
+        some = permutation(len(x), 0, 0)[:24]
         common.save_grid(x[some].float() / 255, PICTURES / f"subset-{picture}.png", 12)
 
 
@@ -492,8 +500,8 @@ def draw_game(axes, run: str, title: str) -> None:
     losses.axhline(0.25 if "lsgan" in run else 2 * math.log(2), color="grey", ls=":")  # D's loss at equilibrium
     losses.set(title=title, ylim=(0, 30), yscale="symlog")
     says.plot(*column(run, "train", "d_x"), label="D(x)")
-    for split in ("before G's step", "after G's step"):
-        says.plot(*column(run, split, "d_g_z"), label=f"D(G(z)) {split}")
+    for split in ("D's step", "G's step"):
+        says.plot(*column(run, split, "d_g_z"), label=f"D(G(z)) in {split}")
     says.set(ylim=(-0.4, 1.1))
     for key, unit in (("fd_lenet", 1000), ("class_entropy", math.log(10))):
         steps, values = column(run, "samples", key)
@@ -508,7 +516,7 @@ def draw_game(axes, run: str, title: str) -> None:
 
 
 def mean_between(curve: tuple[list[int], list[float]], first: int, last: int) -> float:
-    """Of the values after step `first`, up to `last`."""
+    """Return the mean of the values after step `first`, up to `last`."""
     steps, values = np.array(curve)
     return float(values[(first < steps) & (steps <= last)].mean())
 
@@ -527,20 +535,23 @@ def games() -> None:
     save(figure, "games")
 
     curves = [column("gan-default", "train", key) for key in ("d_loss", "g_loss", "d_x")]
-    curves += [column("gan-default", split, "d_g_z") for split in ("before G's step", "after G's step")]
+    curves += [column("gan-default", split, "d_g_z") for split in ("D's step", "G's step")]
     steps, fd_lenet = column("gan-default", "samples", "fd_lenet")
     _, class_entropy = column("gan-default", "samples", "class_entropy")
     rows = []
     for i, last in enumerate(steps):
         means = [mean_between(curve, last - 469, last) for curve in curves]
         rows.append((last, *means, fd_lenet[i], class_entropy[i]))
-    head = ("step", "D's loss", "G's loss", "D(x)", "D(G(z)) before", "after G's step", "FD-LeNet", "class entropy")
+    head = ("step", "D's loss", "G's loss", "D(x)", "D(G(z)) in D's step", "in G's step", "FD-LeNet", "class entropy")
     table(head, rows)
 
 
-def adam(beta2: float = 0.999, G: float = 1, D: float = 1) -> None:
-    """Adam with another β₂, or with learning rates of G and D that are multiples of --lr."""
-    Adam, times = torch.optim.Adam, iter((G, D))
+def adam(beta2: float = 0.999, G: float = 1, D: float = 1, first: str = "G") -> None:
+    """Replace Adam by one with another β₂, or with learning rates of G and D that are multiples of --lr.
+
+    first: the network whose optimiser the script makes first, "G" in gan_mnist.py, "D" in dcgan.py.
+    """
+    Adam, times = torch.optim.Adam, iter((G, D) if first == "G" else (D, G))
 
     def other(parameters, lr=None, betas=(0.9, 0.999), **rest):
         if lr is None:  # that of a classifier
@@ -582,7 +593,7 @@ def generators() -> dict[str, tuple]:
 @torch.no_grad()
 def reconstructed(model: vae.VAE, x: Tensor) -> Tensor:
     """uint8 images -> uint8 images, decoded from μ."""
-    parts = [vae.visible(model, model.decode(mu)) for mu in vae.posteriors(model, x)[0].split(500)]
+    parts = [vae.to_unit_range(model, model.decode(mu)) for mu in vae.posteriors(model, x)[0].split(500)]
     return common.to_uint8(torch.cat(parts))
 
 
@@ -609,7 +620,7 @@ def sharpness() -> None:
     for name, (script, model) in generators().items():
         if script is vae:
             sets[f"{name}, reconstructions"] = reconstructed(model, mnist(32).test)
-        sets[f"{name}, samples"] = torch.cat(list(script.draw(model, 10000, 0)))
+        sets[f"{name}, samples"] = torch.cat(list(script.draw_samples(model, 10000, 0)))
     figure, [[ax]] = panels(1, 1, (6, 4))
     rows = []
     for name, pictures in sets.items():
@@ -629,12 +640,13 @@ def faces() -> None:
     """Run runs/faces-vae and the race `faces`, 530 photographs: how sharp, how varied, learned by heart?"""
     data = images.load_images(FACES, "", "data", 64)
     model = weights(vae, "runs/faces-vae/vae.pth")
+    G = weights(dcgan, "runs/race/faces/lr-1e-3/seed-0/generator.pth")
     sets = {
         "training faces": data.train,
         "held-out faces": data.test,
         "VAE, held-out faces reconstructed": reconstructed(model, data.test),
-        "VAE, samples": next(vae.draw(model, 250, 0)),
-        "GAN, samples": next(dcgan.draw(weights(dcgan, "runs/race/faces/lr-1e-3/seed-0/generator.pth"), 250, 0)),
+        "VAE, samples": next(vae.draw_samples(model, 250, 0)),
+        "GAN, samples": next(dcgan.draw_samples(G, 250, 0)),
     }
     known, rows = data.train.flatten(1).float() / 255, []
     for name, pictures in sets.items():
@@ -672,7 +684,7 @@ def interpolation() -> None:
             path = torch.stack([dcgan.between(z1, z2, 4, kind == "sphere") for z1, z2 in pairs], 1)  # (9, N, Z)
             for i in (0, 2, 3, 4, 5, 6, 8):
                 if script is vae:
-                    x = vae.visible(model, model.decode(path[i]))
+                    x = vae.to_unit_range(model, model.decode(path[i]))
                 else:
                     x = dcgan.show(model, path[i])
                 seen = seen_in(common.to_uint8(x))
@@ -690,14 +702,14 @@ def unchanged(x: Tensor) -> Tensor:
 
 def in_colour(x: Tensor) -> Tensor:
     """augment, without grey images."""
-    return simclr.jitter(simclr.flip(simclr.crop(simclr.floats(x))))
+    return simclr.jitter(simclr.flip(simclr.crop(simclr.to_rgb(x))))
 
 
 class WithoutHead(simclr.Model):
     """z is h."""
 
-    def __init__(self, feature_dim: int = 128, encoder: str = "resnet18") -> None:
-        super().__init__(feature_dim, encoder)
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
         self.g = nn.Identity()
 
 
@@ -710,13 +722,20 @@ REPLACED = {  # by variant: a name in simclr.py, and what takes its place
 }
 
 
-def accuracies(model: nn.Module, data: images.ImageData, numbers: dict, bf16: bool) -> dict[str, float]:
-    """Of h and of z, what the loss sees, from 10,000 labels."""
+def extended(model: simclr.Model, head: nn.Module) -> simclr.Model:
+    """Return a copy of the model with the head on top of f, so that represent() returns the output of the head."""
+    longer = copy.deepcopy(model)
+    longer.f = nn.Sequential(longer.f, head)
+    return longer
+
+
+def accuracies(model: simclr.Model, data: images.ImageData, bf16: bool) -> dict[str, float]:
+    """Return accuracies of h and of z, on which the loss is computed, from 10,000 labels."""
     y, truth = data.train_labels[:10000], data.test_labels
     found = {}
-    for name, net in (("h", model.f), ("z", nn.Sequential(model.f, model.g))):
-        h = simclr.represent(net, data.train[:10000], numbers, CPU, bf16)
-        test_h = simclr.represent(net, data.test, numbers, CPU, bf16)
+    for name, net in (("h", model), ("z", extended(model, model.g))):
+        h = simclr.represent(net, data.train[:10000], bf16)
+        test_h = simclr.represent(net, data.test, bf16)
         found[f"{name}_knn"] = simclr.knn_accuracy(h, y, test_h, truth)
         found[f"{name}_linear"] = simclr.linear_accuracy(h, y, test_h, truth)
     return found
@@ -734,13 +753,12 @@ def ablation(variant: str) -> None:
         known = f"all, untrained, {', '.join(REPLACED)}, tau=, batch-size= and seed="
         common.fail(f"no variant {variant}; there are {known}")
 
-    def look_inside(model, data, numbers, _, args) -> dict[str, float]:
+    def evaluate_run(model, data, _, args) -> dict[str, float]:
         if variant == "untrained":
-            model = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
-            simclr.measure_batchnorm(model, data.train[:2500], numbers, CPU)
-        return accuracies(model, data, numbers, args.bf16)
+            model = simclr.untrained_twin(model, data.train[:2500], args.seed)
+        return accuracies(model, data, args.bf16)
 
-    simclr.look_inside = look_inside
+    simclr.evaluate_run = evaluate_run
     n_steps = 300 * 128 // int(changed["batch-size"])  # as many images for all
     if variant == "untrained":
         n_steps = 1
@@ -751,33 +769,34 @@ def ablation(variant: str) -> None:
     simclr.main(flags)
 
 
-def fit(net: nn.Module, data: images.ImageData, some: Tensor, numbers: dict, n_steps: int) -> float:
-    """Train a network from images to logits on `some` labelled images alone; its accuracy on the test images."""
-    optimizer = torch.optim.SGD(net.train().parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
+def fit(model: simclr.Model, data: images.ImageData, some: Tensor, n_steps: int) -> float:
+    """Train a model whose f returns logits on `some` labelled images. Return its accuracy on the test images."""
+    net = model.f.train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4, nesterov=True)
     for step in files.progress(range(1, n_steps + 1), "few labels", n_steps):
-        optimizer.param_groups[0]["lr"] = common.cosine(step, n_steps, warmup=0, peak=0.03)
-        i = some[common.batch_indices(len(some), 128, step, seed=0)]
-        x = simclr.flip(simclr.crop(simclr.floats(data.train[i]), scale=(0.5, 1.0)))  # (B, 3, S, S)
+        optimizer.param_groups[0]["lr"] = simclr.learning_rate(step, n_steps, warmup=1, peak=0.03)
+        i = some[batch_indices(len(some), 128, step, seed=0)]
+        x = simclr.flip(simclr.crop(simclr.to_rgb(data.train[i]), scale=(0.5, 1.0)))  # (B, 3, S, S)
         optimizer.zero_grad()
-        F.cross_entropy(net(simclr.normalise(x, numbers)), data.train_labels[i]).backward()
+        F.cross_entropy(net(model.normalise(x)), data.train_labels[i]).backward()
         optimizer.step()
-    guesses = simclr.represent(net, data.test, numbers, CPU, False).argmax(1)
+    guesses = simclr.represent(model, data.test, False).argmax(1)
     return (guesses == data.test_labels).float().mean().item()
 
 
 def few_labels() -> None:
     """Few labels: a linear layer on the frozen encoder, the encoder trained along, the same network from nothing."""
-    numbers = torch.load("runs/simclr-2h/simclr.pth", weights_only=True)
-    model, data = simclr.build(numbers), images.load_images(CIFAR10, "", "data", 32)
-    some = common.permutation(len(data.train), 0, 0)[:5000]
-    h, test_h = (simclr.represent(model.f, x, numbers, CPU, False) for x in (data.train[some], data.test))
+    config = torch.load("runs/simclr-2h/simclr.pth", weights_only=True)
+    model, data = simclr.build(config), images.load_images(CIFAR10, "", "data", 32)
+    some = permutation(len(data.train), 0, 0)[:5000]
+    h, test_h = (simclr.represent(model, x, False) for x in (data.train[some], data.test))
     linear = simclr.linear_accuracy(h, data.train_labels[some], test_h, data.test_labels)
     found = {"a linear layer on the frozen encoder": linear}
     torch.manual_seed(1)
-    fresh = simclr.Model(128, "resnet18").to(memory_format=torch.channels_last)
+    fresh = simclr.Model(*model.arguments).to(memory_format=torch.channels_last)
     for name, m in (("the encoder trained along", model), ("the same network from nothing", fresh)):
-        net = nn.Sequential(m.f, nn.Linear(m.width, len(data.classes)))
-        found[f"{name}, 400 steps"] = fit(net, data, some, numbers, 400)
+        with_logits = extended(m, nn.Linear(m.width, len(data.classes)))
+        found[f"{name}, 400 steps"] = fit(with_logits, data, some, 400)
     table(("from 5,000 labels", "% right of 10,000"), [(name, 100 * right) for name, right in found.items()])
 
 
@@ -819,7 +838,7 @@ def damaged_digits() -> dict[str, Tensor]:
 
 
 def distance() -> None:
-    """What the Fréchet distance sees in damaged digits, what it misses, and what the number of samples does to it."""
+    """Fréchet distance of damaged digits, of those that it misses too, and by the number of samples."""
     seen_in, real, rows = judge(), lenet_features(mnist(28).test), []
     for name, x in damaged_digits().items():
         seen = seen_in(x)
@@ -828,7 +847,7 @@ def distance() -> None:
     table(("against MNIST's 10,000 test digits", "FD-LeNet", "KID", "class entropy", "% sure of"), rows)
     print()
 
-    drawn = torch.cat(list(dcgan.draw(weights(dcgan, "weights/dcgan-mnist.pth"), 20000, 0)))
+    drawn = torch.cat(list(dcgan.draw_samples(weights(dcgan, "weights/dcgan-mnist.pth"), 20000, 0)))
     rows = []
     for n in (100, 300, 1000, 3000, 10000):
         row = [f"{n:,}"]
@@ -864,18 +883,18 @@ def damaged_photographs(data: images.ImageData) -> dict[str, Tensor]:
         sets[f"test, as JPEG of quality {quality}"] = jpeg(test, quality)
     sets["test, halved and back, nearest"] = halved_and_back(test, "nearest", False)
     sets["test, halved and back, antialiased"] = halved_and_back(test, "bilinear", True)
-    drawn = torch.cat(list(dcgan.draw(weights(dcgan, "weights/dcgan-cifar10.pth"), 10000, 0)))
+    drawn = torch.cat(list(dcgan.draw_samples(weights(dcgan, "weights/dcgan-cifar10.pth"), 10000, 0)))
     return sets | {"dcgan.py's samples": drawn, "dcgan.py's samples, as JPEG of quality 75": jpeg(drawn, 75)}
 
 
 def photographs() -> None:
-    """What FD-LeNet of CIFAR-10 and FD-SimCLR see in photographs: noise, blur, JPEG, resizing, a class missing."""
+    """FD-LeNet of CIFAR-10 and FD-SimCLR of photographs with noise, blur, JPEG, resizing, or a class missing."""
     data = images.load_images(CIFAR10, "", "data", 32)
-    networks = lenet.classifier(data, "data", CPU), sources.Encoder("runs/simclr-2h/simclr.pth")
-    judges = [fid.judge(net, data.test) for net in networks]
+    networks = lenet.classifier(data, "data", CPU), fid.encoder(Path("runs/simclr-2h/simclr.pth"))
+    judges = [judge_by(net, data.test) for net in networks]
     rows = []
     for name, x in damaged_photographs(data).items():
-        seen = [measure(lambda *_, x=x: x) for measure in judges]
+        seen = [scores_of(x) for scores_of in judges]
         rows.append((name, seen[0]["fd_lenet"], 1000 * seen[1]["fd_simclr"], seen[0]["class_entropy"]))
         print(*rows[-1], file=sys.stderr)
     table(("against CIFAR-10's 10,000 test images", "FD-LeNet", "FD-SimCLR x 1,000", "class entropy"), rows)
@@ -898,12 +917,12 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args(argv)
-    process.setup(argparse.Namespace(device="cpu", seed=0))
-    if args.name == "ablation":
-        ablation(args.variant)
-    else:
-        NAMES[args.name]()
+    with common.running(argparse.Namespace(device="cpu", seed=0)):
+        if args.name == "ablation":
+            ablation(args.variant)
+        else:
+            NAMES[args.name]()
 
 
 if __name__ == "__main__":
-    main()
+    common.program(main)

@@ -1,4 +1,4 @@
-"""What people do today, written from scratch: what bench.py holds the scripts against.
+"""Common training loops, written from scratch, with which bench.py compares the scripts.
 
 The loops of courses and of pytorch/examples (images one by one through a DataLoader, float32), and a character
 transformer. Each trains for `steps` steps and hands back (what it has trained, its steps per second).
@@ -25,6 +25,7 @@ import vae
 VAE_BATCH = 64
 GAN_BATCH = 128
 SIMCLR_BATCH = 256
+MEAN, STD = (0.5,) * 3, (0.25,) * 3  # of the channels, for simclr.Model
 
 
 class PerImage(Dataset):
@@ -47,7 +48,7 @@ def n_untimed(steps: int) -> int:
 
 
 def steps_per_second(loader: DataLoader, steps: int, update: Callable[[Tensor], None]) -> float:
-    """Of a textbook loop, epoch after epoch, the first steps not timed."""
+    """Return the speed of a textbook loop, epoch after epoch. The first steps are not timed."""
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, x in zip(range(1, steps + 1), epochs, strict=False):
         update(x)
@@ -74,7 +75,6 @@ def vae_loop(model: nn.Module, loader: DataLoader, steps: int) -> tuple[nn.Modul
 def textbook_vae(pixels: Tensor, steps: int, seed: int, workers: int = 0) -> tuple[nn.Module, float]:
     """The homework's network with PyTorch's layers, on digits of 28 pixels with a margin of 2."""
     torch.manual_seed(seed)
-    vae.ConvTranspose2d = nn.ConvTranspose2d
     loader = DataLoader(PerImage(pixels, 2), VAE_BATCH, shuffle=True, num_workers=workers)
     return vae_loop(vae.build_vae("tsinghua", 10), loader, steps)
 
@@ -163,7 +163,7 @@ def simclr_loader(pixels: Tensor) -> DataLoader:
 def loader_simclr(pixels: Tensor, steps: int, seed: int) -> tuple[nn.Module, float]:
     """SGD at 0.06."""
     torch.manual_seed(seed)
-    model = simclr.Model(128, "resnet18")
+    model = simclr.Model(128, "resnet18", MEAN, STD)
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4)
 
     def update(two_views: list[Tensor]) -> None:
@@ -193,7 +193,7 @@ def text_loop(
 
 
 class Block(nn.Module):
-    """Of a transformer: causal attention of four heads, then a layer of 4C units, each on what is normalised before."""
+    """Transformer block: causal attention of four heads, then a layer of 4C units, each on normalised input."""
 
     def __init__(self, C: int) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+import common
 import dcgan
 import simclr
 import vae
@@ -94,12 +95,12 @@ def no_kl_warmup() -> None:
 def knn_only() -> None:
     """SimCLR's evaluation is cut to the kNN accuracy of 5,000 held-out images, by 10,000."""
 
-    def knn(model, data, numbers, folder, args):  # noqa: ARG001
+    def knn(model, data, folder, args):  # noqa: ARG001
         some = data.train[:10000], data.test
-        h, test_h = (simclr.represent(model.f, x, numbers, torch.device("cpu"), False) for x in some)
+        h, test_h = (simclr.represent(model, x, False) for x in some)
         return {"knn": simclr.knn_accuracy(h, data.train_labels[:10000], test_h, data.test_labels)}
 
-    simclr.look_inside = knn
+    simclr.evaluate_run = knn
 
 
 GAN = "gan_mnist --data mnist --sample-every 100000"
@@ -165,7 +166,7 @@ RACES = {
         "lr 2e-3, β₁ 0": f"{DIGITS} --steps 3000 --lr 2e-3 --beta1 0",
         "lr 4e-3, β₁ 0": DIGITS_3000,
         "lr 4e-3, β 0 and 0.99": (DIGITS_3000, partial(adam, beta2=0.99)),
-        "lr 4e-3, β₁ 0, D's half of that": (DIGITS_3000, partial(adam, D=0.5)),
+        "lr 4e-3, β₁ 0, D's half of that": (DIGITS_3000, partial(adam, D=0.5, first="D")),
         "lr 4e-3, β₁ 0, no noise on D's inputs": f"{DIGITS_3000} --instance-noise 0",
         "lr 4e-3, β₁ 0, labels not smoothed": f"{DIGITS_3000} --label-smoothing 0",
         "lr 4e-3, β₁ 0, lsgan": f"{DIGITS_3000} --loss lsgan",
@@ -319,7 +320,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--only", nargs="+", help="candidates by their names (default: all)")
     p.add_argument("--jobs", type=int, default=2, help="processes side by side, a thread each (default: 2)")
     p.add_argument("--one", help=argparse.SUPPRESS)
-    return p.parse_args(argv)
+    return p.parse_args(argv or [])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -336,4 +337,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.program(main)

@@ -1,7 +1,7 @@
-"""What is kept of runs/: `python -m report.ship` copies weights in float16 to weights/ and writes their card, and the
-results of the runs of runs.sh to report/results/.
+"""Keep weights and results of runs/: `python -m report.ship` copies weights in float16 to weights/, writes their card,
+and copies the results of the runs of runs.sh to report/results/.
 
-What runs/ does not have stays as it is, a file of weights with its line of the card. `check` is a figure that takes
+A file of weights whose run is not in runs/ stays as it is, with its line of the card. `check` is a figure that takes
 seconds, of the file itself; tests/test_weights.py measures it again. tests/test_results.py holds the documents against
 report/results/.
 """
@@ -51,21 +51,21 @@ CIFAR-10, free for research with a citation (Krizhevsky 2009); Shakespeare's wor
 
 def check(path: Path, root: Path = Path()) -> float:
     """A figure of a weights file that takes seconds; data/ is in `root`."""
-    numbers = torch.load(path, weights_only=True)
-    script = {"vae": vae, "dcgan": dcgan, "char_rnn": char_rnn}[numbers["script"]]
-    model = script.build(numbers).eval()
-    data, data_dir = numbers["data"], str(root / "data")
+    config = torch.load(path, weights_only=True)
+    script = {"vae": vae, "dcgan": dcgan, "char_rnn": char_rnn}[config["script"]]
+    model = script.build(config).eval()
+    data, data_dir = config["data"], str(root / "data")
     if script is char_rnn:
-        text = texts.load_text(str(root / data), data_dir, 1, 0.1, alphabet=numbers["chars"])
+        text = texts.load_text(str(root / data), data_dir, 1, 0.1, alphabet=config["chars"])
         return char_rnn.held_out_loss(model, text.test[-20000:])
     if data == "cifar10":
         data = str(root / "data/cifar10-jpeg")
-    held_out = images.load_images(data, "", data_dir, numbers["image_size"])
+    held_out = images.load_images(data, "", data_dir, config["image_size"])
     if script is vae:
-        terms = vae.evaluate(model, held_out.test[:500], 1.0)
+        terms = vae.mean_losses(model, held_out.test[:500], 1.0)
         return -terms["rec"] - terms["kl"]
-    judge = fid.judges(held_out, data_dir, torch.device("cpu"))["fd_lenet"]
-    return judge(lambda *_: script.draw(model, 2000, seed=0))["fd_lenet"]
+    judge = fid.Judge(held_out, data_dir, torch.device("cpu"))
+    return judge(lambda *_: script.draw_samples(model, 2000, seed=0))["fd_lenet"]
 
 
 def figures(results: dict) -> str:
@@ -109,8 +109,9 @@ def keep_results() -> int:
     return kept
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.parse_args(argv or [])
     card = common.SHIPPED / "README.md"
     old = card.read_text().splitlines() if card.exists() else []
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.program(main)

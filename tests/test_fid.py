@@ -200,10 +200,7 @@ def test_features_of_a_simclr_encoder(capsys):
     as_files(fake, "fake")
     fid.main(["real", "fake", "--features", "simclr.pth", "--json"])
     found = json.loads(capsys.readouterr().out)
-    h = [
-        simclr.represent(simclr.Encoder(model.f, numbers).f, x, numbers, torch.device("cpu"), False)
-        for x in (real, fake)
-    ]
+    h = [simclr.represent(model, x, bf16=False) for x in (real, fake)]
     h = [torch.nn.functional.normalize(part, dim=1).double() for part in h]
     expected = fid.frechet_distance(*(value for part in h for value in (part.mean(0), part.T.cov())))
     assert found["metric"] == "FD-SimCLR" and found["value"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3

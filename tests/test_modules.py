@@ -331,9 +331,10 @@ def test_simclrs_encoder_for_others(encoder, capsys, monkeypatch):
     theirs.fc = nn.Identity()
     numbers = torch.load("run/simclr.pth", weights_only=True)
     x = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
-    h = simclr.represent(simclr.build(numbers).f, x, numbers, torch.device("cpu"), False)
+    model = simclr.build(numbers)
+    h = simclr.represent(model, x, bf16=False)
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(simclr.whole(x, numbers, "cpu")), h, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs.eval()(simclr.prepare(model, x)), h, rtol=1e-4, atol=1e-5)
         traced = torch.jit.load("run/SimCLR_encoder.pth")(x / 255)
     torch.testing.assert_close(traced, nn.functional.normalize(h, dim=1), rtol=1e-4, atol=1e-5)
 

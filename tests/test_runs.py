@@ -42,7 +42,7 @@ CHANGED = (  # by the candidates of races and by measurements
 
 
 def undone(patch) -> None:
-    """What the line changes is changed back when `patch` ends."""
+    """Restore, when `patch` ends, what the line changes."""
     for owner, name in CHANGED:
         patch.setattr(owner, name, getattr(owner, name))
 
@@ -63,9 +63,9 @@ def make_tiny(patch) -> list[tuple[str, str, str]]:
     def few_images(*given) -> images.ImageData:
         return few(load_images(*given), 300, 500)
 
-    def few_images_again(name, folder, numbers, **_) -> images.ImageData:
-        """Of any set: weights that ship were made from all of it, and say so."""
-        return few_images(name, "", folder, numbers["image_size"])
+    def few_images_again(source, data_dir, config, *_) -> images.ImageData:
+        """Return few images of any set. The weights that ship say that they were made from all of it."""
+        return few_images(source or config["data"], "", data_dir, config["image_size"])
 
     @cache
     def digits(size: int) -> images.ImageData:  # pairs of them are chosen by their numbers

@@ -77,14 +77,15 @@ def test_every_view_has_parameters_of_its_own():
     assert len({v.numpy().tobytes() for v in views}) == 50
     orders = []
 
-    def spy(x, _):
-        orders.append(len(x))
+    def spy(x, kind, _):
+        orders.append((kind, len(x)))
         return x
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simclr, "ADJUST", [spy] * 4)
+        patch.setattr(simclr, "adjust", spy)
         simclr.jitter(torch.rand(4000, 3, 2, 2))
-    assert len(orders) == 16 and all(700 < n < 900 for n in orders)  # each operation at each place, 0.8 · 4000 / 4
+    assert [kind for kind, _ in orders] == 4 * list(simclr.ADJUST)
+    assert all(700 < n < 900 for _, n in orders)  # each adjustment at each place, 0.8 · 4000 / 4
     grey = simclr.augment(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8))
     assert grey.shape == (4, 3, 16, 16)
 
@@ -114,11 +115,14 @@ def test_simclr_losses_agree_on_a_large_batch(tau):
 
 def test_batchnorm_is_measured_over_all_batches():
     """Nothing of (0, 1), where its statistics begin, is left."""
-    numbers = {"mean": [0.4] * 3, "std": [0.2] * 3}
-    net, x = nn.Sequential(nn.BatchNorm2d(3)), torch.randint(0, 256, (750, 3, 8, 8), dtype=torch.uint8)
-    simclr.measure_batchnorm(net, x, numbers, torch.device("cpu"))
-    expected = simclr.whole(x, numbers, torch.device("cpu")).mean((0, 2, 3))
-    torch.testing.assert_close(net[0].running_mean, expected, rtol=0, atol=1e-4)
+    model = simclr.Model(8, "resnet18", [0.4] * 3, [0.2] * 3)
+    x = torch.randint(0, 256, (750, 3, 8, 8), dtype=torch.uint8)
+    twin = simclr.untrained_twin(model, x, seed=0)
+    assert same(twin.mean, model.mean) and same(twin.std, model.std)
+    assert not same(twin.f[0].weight, model.f[0].weight)
+    with torch.no_grad():
+        expected = twin.f[0](simclr.prepare(model, x)).mean((0, 2, 3))  # the convolution before the first BatchNorm
+    torch.testing.assert_close(twin.f[1].running_mean, expected, rtol=0, atol=1e-4)
 
 
 def test_features_need_no_right_to_write_beside_the_weights(monkeypatch):
@@ -137,7 +141,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     for i in range(40):
         image(tmp_path / f"set/{'ab'[i % 2]}/{i}.png", size=(8, 8), seed=i)
     simclr.main(["--data", "set", *TINY_SIMCLR, "--steps", "2"])
-    folder, found = Path("runs/simclr-set-resnet18-tau0.2-batch8"), capsys.readouterr()
+    folder, found = Path("runs/simclr-set-batch-size-8-image-size-8"), capsys.readouterr()
     results = results_of(folder)
     expected = {f"{f}{kind}" for f in ("", "untrained_", "pixels_") for kind in ("knn", "linear", "linear_few")}
     assert expected <= results.keys()
@@ -165,8 +169,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
     x = torch.tensor(pixels.decode(tmp_path / "mine" / names[3], "RGB", 8, pixels.White()).pixels).permute(2, 0, 1)[
         None
     ]
-    numbers = {k: weights[k] for k in ("mean", "std")}
-    alone = simclr.represent(simclr.build(weights).f, x, numbers, torch.device("cpu"), True)
+    alone = simclr.represent(simclr.build(weights), x, bf16=True)
     assert np.abs(alone.numpy() - h[3]).max() < 0.05 * np.abs(h[3]).max()
     for path in ("train/cat/1.png", "test/dog/2.png", "test/dog/1.png"):
         image(tmp_path / "split" / path)
@@ -187,7 +190,7 @@ def test_a_simclr_from_start_to_features(capsys, tmp_path):
         (["--features", "nowhere/x.npz"], "a new file.npz"),
         (["--features", "z.npz", "--data", "empty"], "holds no image file"),
         (["--features", "z.npz", "--data", "broken"], "none of the 1 image files"),
-        (["--features", "z.npz", "--weights", "part.pth"], "lack mean"),
+        (["--features", "z.npz", "--weights", "part.pth"], "has no 'mean'"),
     ):
         assert says in error_line(capsys, simclr.main, argv)
 
@@ -206,14 +209,14 @@ def test_simclr_of_one_class(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--data", "digits", "--batch-size", "1"], "at least 2, and not more than the 1618"),
-        (["--data", "digits", "--batch-size", "1619"], "at least 2, and not more than the 1618"),
+        (["--data", "digits", "--batch-size", "1"], "1618 training images. Use at least 2, at most 1618"),
+        (["--data", "digits", "--batch-size", "1619"], "1618 training images. Use at least 2, at most 1618"),
         (["--labels", "0"], "--labels"),
         (["--labels", "1.5"], "--labels"),
         (["--tau", "0"], "--tau"),
         (["--encoder", "vgg"], "--encoder"),
-        (["--eval"], "no trained weights in runs/simclr-*"),
-        (["--features", "x.npz"], "no trained weights in runs/simclr-*"),
+        (["--eval"], "There are no trained weights in runs/simclr-*"),
+        (["--features", "x.npz"], "There are no trained weights in runs/simclr-*"),
         (["--generate"], "unrecognized arguments"),
     ],
 )
@@ -232,6 +235,6 @@ def test_the_first_views_are_half_as_large(monkeypatch, capsys):
 
     monkeypatch.setattr(simclr.Model, "forward", spied)
     half = [*RUNS[simclr], "--steps", "4", "--half-size", "0.5", "--out", "run"]
-    assert "half of 8 pixels" in error_line(capsys, simclr.main, half)
+    assert "Half of 8 pixels is less than the 8" in error_line(capsys, simclr.main, half)
     simclr.main([*half, "--image-size", "16"])
     assert seen == [(8, 3, 8, 8)] * 2 + [(8, 3, 16, 16)] * 2
