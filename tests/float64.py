@@ -82,7 +82,7 @@ def run(name: str, *argv: str) -> None:
             (torch.Tensor, "float", torch.Tensor.double),
             (run_module, "noise_seed", noise_seed_of_rank_0),
             (torchvision.models, "resnet18", small_resnet),
-            (lenet, "_trained", lambda net, *_: net),
+            (lenet, "_train", lambda net, *_: net),
             (fid, "SAMPLES", 500),
             (ranks, "leave", sys.exit),
         ):

@@ -136,7 +136,7 @@ def test_technion_vae_is_probed_where_the_encoder_is(device, dtype):
 
 def test_technion_vae_refuses_what_does_not_fit():
     encoder, decoder = vae.EncoderCNN(3, 16), vae.DecoderCNN(16, 3)
-    with pytest.raises(ValueError, match=r"\(3, 50, 50\) encoder and decoder make \(3, 48, 48\)"):
+    with pytest.raises(ValueError, match=r"returns \(3, 48, 48\) instead of \(3, 50, 50\)"):
         vae.VAE(encoder, decoder, (3, 50, 50), 5)
     for width in (3, 12):
         model = vae.VAE(vae.EncoderCNN(3, width), vae.DecoderCNN(width, 3), (3, 32, 32), 5)

@@ -26,6 +26,7 @@ from tests.helpers import (
     LONG,
     RUNS,
     SMALL,
+    NoJudge,
     as_files,
     error_line,
     last_of,
@@ -78,7 +79,7 @@ def test_damaged_checkpoints_are_noticed(capsys, monkeypatch):
             lines = capsys.readouterr().err.splitlines()
             assert len(lines) == 1 and "run/last.pth" in lines[0]
     line = told(capsys, vae.main, [*SMALL, "--steps", "2"])
-    assert line and "take it from a copy, or start again with --fresh" in line
+    assert line and "Take it from a copy, or start again with --fresh" in line
     file.write_bytes(good)
     vae.main([*SMALL, "--steps", "2"])
 
@@ -141,7 +142,7 @@ def test_sigterm_while_evaluating(monkeypatch):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode and not Path("run/results.json").exists()
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     vae.main([*SMALL, "--steps", "1"])
     assert results_of("run")["step"] == 1
 
@@ -270,7 +271,7 @@ def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
     def spoil(run, split, **terms):
         add(run, split, **terms)
         if run.step == 4:
-            next(run.objects["model"].parameters()).data[0] = math.nan
+            next(run.to_continue["model"].parameters()).data[0] = math.nan
 
     monkeypatch.setattr(run_module.Run, "add", spoil)
     line = told(capsys, vae.main, [*SMALL, "--steps", "5", "--save-every", "2", "--log-every", "9"])
@@ -282,7 +283,7 @@ def test_weights_of_another_run_are_not_overwritten(capsys, monkeypatch):
     monkeypatch.setattr(vae, "evaluate_run", lambda *_: {})
     vae.main([*SMALL, "--steps", "1"])
     Path("run/last.pth").unlink()
-    assert "run/vae.pth is of another run" in told(capsys, vae.main, [*SMALL, "--seed", "1", "--steps", "1"])
+    assert "run/vae.pth belongs to another run" in told(capsys, vae.main, [*SMALL, "--seed", "1", "--steps", "1"])
     vae.main([*SMALL, "--steps", "1"])  # as if it had been killed before its first last.pth
     Path("run/config.json").unlink()
     Path("run/last.pth").unlink()

@@ -404,7 +404,8 @@ def test_a_folder_of_images_with_somebodys_files_is_one(inception_file, capsys):
         values.append(json.loads(capsys.readouterr().out)["value"])
     assert values == pytest.approx([values[0]] * 3, rel=1e-6) and values[0] > 1
     torch.save({"script": "vae", "flags": {}}, "set0/vae.pth")
-    assert "another kind of file" in error_line(capsys, fid.main, ["other", "set0", "--weights", str(inception_file)])
+    argv = ["other", "set0", "--weights", str(inception_file)]
+    assert "is a checkpoint, not a weights file" in error_line(capsys, fid.main, argv)
 
 
 def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, capsys, monkeypatch):
@@ -424,7 +425,7 @@ def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, 
     data = images.load_images("pictures", "", "data", 16)
     net = inception.load(download=False)
     real = fid.image_statistics(data.test, net, "test images", len(data.test))
-    scores = fid.score(net, real, partial(vae.draw, model))
+    scores = fid.score(net, real, partial(vae.draw_samples, model))
     assert scores["fid"] == pytest.approx(value, rel=1e-5) and scores["fid_about"]["n_generated"] == 20
     assert scores["fid_about"]["features"].startswith("Inception-v3")
 
@@ -468,7 +469,7 @@ def test_a_run_on_a_cpu_ends_with_the_command_that_measures_fid(inception_file, 
         (["set", "set", "--features", "notes.txt"], "refused"),
         (["set", "set", "--n", "1"], "--n"),
         (["set", "set", "--batch-size", "0"], "--batch-size"),
-        (["digits:test", "folder-run"], "another kind of file"),
+        (["digits:test", "folder-run"], "is a checkpoint, not a weights file"),
     ],
 )
 def test_bad_input_of_fid_gets_one_line(argv, says, capsys, inception_file):

@@ -136,9 +136,9 @@ def test_curves_show_what_comes_late_and_the_equilibrium(monkeypatch):
 )
 def test_equilibrium(loss, smoothing, expected):
     """Goodfellow et al. 2014, proposition 1; with labels smoothed by s the best D is (1 − s) / 2 where p_g = p_data."""
-    probability = torch.sigmoid if loss == "gan" else torch.nn.Identity()
-    found = plots.equilibrium(*dcgan.game(loss, 0, smoothing), probability)
-    assert found == pytest.approx(expected, abs=2e-3)
+    assert dcgan.equilibrium(loss, smoothing) == pytest.approx(expected, abs=1e-9)
+    if not smoothing and loss in gan_mnist.EQUILIBRIUM:
+        assert gan_mnist.EQUILIBRIUM[loss] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

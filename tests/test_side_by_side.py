@@ -126,7 +126,7 @@ def modes(folder: Path) -> set[str]:
     ("mask", "expected"), [(0o022, {"755", "644"}), (0o007, {"770", "660"}), (0o077, {"700", "600"})]
 )
 def test_a_second_user_can_read_what_the_umask_lets_him(mask, expected, monkeypatch):
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     for i in range(4):
         image(Path(f"set/{i}.png"), seed=i).chmod(0o600)
     with tarfile.open("set.tar", "w") as archive:

@@ -246,7 +246,7 @@ def test_resume_is_exact(arch, schedule, monkeypatch, capsys):
         (["--data", "empty"], "holds no image file"),
         (["--data", "texts"], "holds no image file, but 1 .txt, 1 .md"),
         (["--data", "lies"], "none of the 1 image files"),
-        (["--data", "one"], "one image is held out"),
+        (["--data", "one"], "two are needed"),
         (["--data", "texts/a.txt"], "neither a folder"),
         (["--data", "http://127.0.0.1:9/faces.zip"], "could not be downloaded"),
         (["--data", "digits", "--arch", "tsinghua", "--width", "64"], "--width"),

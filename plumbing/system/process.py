@@ -52,7 +52,8 @@ def program(main: Callable[[list[str]], Any]) -> None:
     try:
         main(sys.argv[1:])
     except BaseException as error:
-        sys.stderr = sys.__stderr__  # also for ranks beyond 0
+        if ranks.rank():
+            sys.stderr = sys.__stderr__  # beyond rank 0 it was closed
         try:
             last_words(error)
             raise
