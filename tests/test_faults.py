@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_are_never_saved(capsys, monkeypatch):
 
     monkeypatch.setattr(run_module.Run, "add", spoil)
     line = told(capsys, vae.main, [*SMALL, "--steps", "5", "--save-every", "2", "--log-every", "9"])
-    assert "step 4: weights of model are not finite; the checkpoint of step 2 is kept" in line
+    assert "step 4: weights of model are not finite. The checkpoint of step 2 is kept" in line
     assert Path("run/last.pth").read_bytes() == good
 
 
@@ -287,7 +287,7 @@ def test_weights_of_another_run_are_not_overwritten(capsys, monkeypatch):
     vae.main([*SMALL, "--steps", "1"])  # as if it had been killed before its first last.pth
     Path("run/config.json").unlink()
     Path("run/last.pth").unlink()
-    assert "of another run" in told(capsys, vae.main, [*SMALL, "--steps", "1"])
+    assert "belongs to another run" in told(capsys, vae.main, [*SMALL, "--steps", "1"])
 
 
 def test_a_clock_that_stands_still_and_a_disk_that_turns_read_only(capsys, monkeypatch):

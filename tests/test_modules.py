@@ -207,9 +207,8 @@ def test_training_begins_with_the_weights_that_are_named(script, capsys, monkeyp
     assert last_of("tuned")["step"] == 2
     line = error_line(capsys, script.main, [*RUNS[script], "--steps", "3", "--out", "run", "--lr", "0.5"])
     assert "not --lr 0.5" in line and "To start from its weights, add --weights run." in line
-    assert "was trained with --weights run, not no --weights" in error_line(
-        capsys, script.main, [*RUNS[script], "--lr", "1e-5", "--out", "tuned"]
-    )
+    line = error_line(capsys, script.main, [*RUNS[script], "--lr", "1e-5", "--out", "tuned"])
+    assert "tuned was trained with " in line and "--weights run, not " in line and "no --weights" in line
     wrong = {
         vae: ["--latent-dim", "3"],
         char_rnn: ["--h-dim", "5"],
