@@ -227,9 +227,10 @@ def update(
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
     # (1) update D: on data, then on samples without gradient; in two calls, so that BatchNorm does not mix them
+    z = draw_z(len(x))
     with autocast:
         with torch.no_grad():
-            x_fake = G(draw_z(len(x)))  # (B, C, H, W)
+            x_fake = G(z)  # (B, C, H, W)
         logits_real = D(noisy(x, sigma)).to(x.dtype)  # (B, 1)
         logits_fake = D(noisy(x_fake, sigma)).to(x.dtype)  # (B, 1)
     d_loss = d_loss_fn(logits_real, logits_fake)
@@ -238,9 +239,9 @@ def update(
     D_optimizer.step()
 
     # (2) update G: through the new D, whose weights need no gradient now
+    z = draw_z(len(x))
     with ranks.frozen(D), autocast:
-        x_fake = G(draw_z(len(x)))
-        new_logits_fake = D(noisy(x_fake, sigma)).to(x.dtype)
+        new_logits_fake = D(noisy(G(z), sigma)).to(x.dtype)
     g_loss = g_loss_fn(new_logits_fake)
     G_optimizer.zero_grad()
     g_loss.backward()
