@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_utf8(monkeypatch):
     for i in range(12):
         image(Path(f"{i}.png"), mode="L", size=(9, 9), seed=i).rename(os.path.join(os.fsdecode(folder), f"{i}.png"))
     gan_mnist.main(["--data", os.fsdecode(folder), "--steps", "1", "--batch-size", "4"])
-    assert Path("runs/gan_mnist-set?-gan-dense/generator.pth").exists()
+    assert Path("runs/gan_mnist-set?-batch-size-4/generator.pth").exists()
 
 
 def test_a_bright_file_more_changes_the_range():
