@@ -14,7 +14,19 @@ import fid
 from plumbing.data import images
 from plumbing.judge import lenet
 from plumbing.run import run as run_module
-from tests.helpers import as_files, batch, error_line, image, last_of, photos, picture, results_of, same, write_inputs
+from tests.helpers import (
+    NoJudge,
+    as_files,
+    batch,
+    error_line,
+    image,
+    last_of,
+    photos,
+    picture,
+    results_of,
+    same,
+    write_inputs,
+)
 
 TINY_DCGAN = "--data digits --batch-size 8 --latent-dim 3 --hidden-dim 2 --log-every 4".split()
 TRICKS = {
@@ -102,13 +114,13 @@ def test_spread():
 
 @pytest.mark.parametrize("tricks", TRICKS.values(), ids=TRICKS)
 def test_dcgan_resume_is_exact(tricks, monkeypatch):
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     argv = [*TINY_DCGAN, *tricks]
     dcgan.main([*argv, "--steps", "8", "--out", "whole"])
     dcgan.main([*argv, "--steps", "5", "--out", "halves"])
     dcgan.main([*argv, "--steps", "8", "--out", "halves", "--sample-every", "2", "--log-every", "3"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
-    networks = {k: v for k, v in whole.items() if k not in run_module.Run.KEPT}
+    networks = {k: v for k, v in whole.items() if k not in run_module.SAVED_FIELDS}
     assert same(networks, {k: halves[k] for k in networks})
     assert networks.keys() == {"G", "D", "averaged", "G_optimizer", "D_optimizer"}
     if "hinge" in tricks:  # --ema 0: the average is G, but for BatchNorm's counter
@@ -127,7 +139,7 @@ def test_dcgan_resume_is_exact(tricks, monkeypatch):
 )
 def test_defaults(data, flags, lr, beta1, spectral_norm, monkeypatch):
     write_inputs()
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     dcgan.main([*TINY_DCGAN, *flags, "--data", data, "--image-size", "16", "--steps", "1", "--out", "run"])
     for optimizer in ("G_optimizer", "D_optimizer"):
         (group,) = last_of("run")[optimizer]["param_groups"]
@@ -139,14 +151,16 @@ def test_defaults(data, flags, lr, beta1, spectral_norm, monkeypatch):
 
 def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
     monkeypatch.setattr(fid, "SAMPLES", 1000)
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     argv = [*TINY_DCGAN, "--steps", "9", "--sample-every", "3", "--lr", "0.05"]
     dcgan.main(argv)
-    folder, found = Path("runs/dcgan-digits32-gan-sn"), capsys.readouterr()
+    folder, found = Path("runs/dcgan-digits-batch-size-8-lr-0.05-latent-dim-3-hidden-dim-2"), capsys.readouterr()
     rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()]
-    assert rows[0] == "step,split,d_loss,g_loss,d_x,fd_lenet,class_entropy,spread,d_g_z".split(",")
+    assert rows[0] == "step,split,d_loss,g_loss,d_x,d_g_z,fd_lenet,class_entropy,spread".split(",")
     rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-    assert {r["step"] for r in rows if r["split"].endswith("G's step") and float(r["d_g_z"]) > 0} == {"4", "8", "9"}
+    for split in ("D's step", "G's step"):
+        shown = {r["step"]: float(r["d_g_z"]) for r in rows if r["split"] == split}
+        assert sorted(shown) == ["3", "4", "6", "8", "9"] and all(0 < d < 1 for d in shown.values())
     distances = {int(r["step"]): float(r["fd_lenet"]) for r in rows if r["split"] == "samples"}
     assert sorted(distances) == [3, 6, 9] and "step 3: mode collapse, samples differ by" in found.out
     results = results_of(folder)
@@ -159,9 +173,9 @@ def test_a_dcgan_from_start_to_export(capsys, monkeypatch):
         fid.main(["digits:test", str(folder / name), "--features", "lenet", "--json"])
         assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(results[distance], rel=1e-5)
     data = images.load_images("digits", "", "data", 32)
-    by_training_images = fid.judges(data, "data", torch.device("cpu"), "train")["fd_lenet"]
+    by_training_images = fid.Judge(data, "data", torch.device("cpu"), "train")
     G = dcgan.build(torch.load(folder / "generator.pth", weights_only=True))
-    assert by_training_images(partial(dcgan.draw, G))["fd_lenet"] == pytest.approx(distances[9], rel=1e-5)
+    assert by_training_images(partial(dcgan.draw_samples, G))["fd_lenet"] == pytest.approx(distances[9], rel=1e-5)
     assert results["fd_lenet"] != pytest.approx(distances[9], rel=1e-3)  # they are two measures
     (folder / "results.json").unlink()
     dcgan.main(["--eval"])
@@ -185,32 +199,39 @@ def test_the_best_generator_outlives_worse_ones(monkeypatch):
     """Kept over a continuation, replaced by a better one only, and not taken from another training or measure."""
     distances = iter([5.0, 3.0, 4.0, 3.5, 2.0, 9.0, 8.0, 8.5])
 
-    def judge(_) -> dict:
-        return {"fd_lenet": next(distances), "class_entropy": 2.3, "class_histogram": [1, 1]}
+    def chosen_by(key: str, values) -> type:
+        """fid.Judge whose distance to training images comes from `values`, and to test images is 77."""
 
-    def on_the_way(key: str, measure):
-        held_out = lambda _: {key: 77.0}
-        return lambda *given: {key: measure if given[-1] == "train" else held_out}
+        class Judge(NoJudge):
+            distance = key
+
+            def __init__(self, *given) -> None:
+                self.training = given[-1] == "train"
+
+            def __call__(self, _) -> dict:
+                if not self.training:
+                    return {key: 77.0}
+                return {key: next(values), "class_entropy": 2.3, "class_histogram": [1, 1]}
+
+        return Judge
 
     def results() -> dict:
         return results_of("run")
 
-    monkeypatch.setattr(fid, "judges", on_the_way("fd_lenet", judge))
-    monkeypatch.setattr(fid, "report", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", chosen_by("fd_lenet", distances))
     best = lambda: [torch.load("run/best_fd_lenet.pth", weights_only=True)[k] for k in ("step", "train_fd_lenet")]
     argv = [*TINY_DCGAN, "--sample-every", "1", "--out", "run"]
     for steps, expected in (("1", [1, 5.0]), ("3", [2, 3.0]), ("4", [2, 3.0]), ("5", [5, 2.0]), ("6", [5, 2.0])):
         dcgan.main([*argv, "--steps", steps])
         assert best() == expected and (results()["best_step"], results()["best_fd_lenet"]) == (expected[0], 77)
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     dcgan.main([*argv, "--steps", "7"])  # what cannot be measured changes nothing
     assert best() == [5, 2.0] and results()["best_step"] == 5
-    better_judge = lambda _: {"fid": 99.0}
-    monkeypatch.setattr(fid, "judges", on_the_way("fid", better_judge))
+    monkeypatch.setattr(fid, "Judge", chosen_by("fid", iter([99.0])))
     dcgan.main([*argv, "--steps", "8"])
     assert best() == [5, 2.0] and results()["best_fid"] == 77.0 and Path("run/best_fid.pth").exists()
 
-    monkeypatch.setattr(fid, "judges", on_the_way("fd_lenet", judge))
+    monkeypatch.setattr(fid, "Judge", chosen_by("fd_lenet", distances))
     dcgan.main([*argv, "--steps", "1", "--seed", "1", "--sample-every", "9", "--save-every", "1", "--fresh"])
     assert best() == [1, 8.0]
     run = torch.load("run/best_fd_lenet.pth", weights_only=True)
@@ -250,7 +271,7 @@ def test_dcgan_takes_any_folder(tmp_path, capsys):
 def test_flips_and_instance_noise_of_dcgan(monkeypatch):
     """Half of the images are mirrored where that is asked for, and D's noise falls to nothing."""
     seen, update = [], dcgan.update
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
 
     def spy(*args):
         x, _, sigma = args[6:9]
@@ -277,7 +298,7 @@ def test_flips_and_instance_noise_of_dcgan(monkeypatch):
         (["--label-smoothing", "1"], "--label-smoothing"),
         (["--instance-noise", "-1"], "--instance-noise"),
         (["--interpolate", "0", "--weights", "x"], "--interpolate"),
-        (["--generate", "--loss", "lsgan"], "no trained weights"),
+        (["--generate", "--loss", "lsgan"], "o trained weights"),
         (["--generate", "--weights", "nowhere"], "nowhere/generator.pth cannot be read"),
     ],
 )

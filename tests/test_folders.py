@@ -18,7 +18,7 @@ import gan_mnist
 import simclr
 from plumbing.data import folders, images, pixels
 from plumbing.judge import lenet
-from tests.helpers import as_files, error_line, image, photos
+from tests.helpers import NoJudge, as_files, error_line, image, photos
 
 RAMP = np.arange(64).repeat(4).reshape(16, 16)  # 64 levels
 
@@ -136,7 +136,7 @@ def test_floats_and_integers_have_each_their_white():
 
 
 def test_fid_says_how_it_scales(monkeypatch, capsys):
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     for name, top in (("a", 4000), ("b", 4200)):
         Path(name).mkdir()
         for i in range(3):
@@ -175,13 +175,13 @@ def test_a_zip_with_backslashes():
 
 
 def test_a_folder_that_is_no_utf8(monkeypatch):
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     folder = os.fsencode("set") + b"\xff"
     os.mkdir(folder)
     for i in range(12):
         image(Path(f"{i}.png"), mode="L", size=(9, 9), seed=i).rename(os.path.join(os.fsdecode(folder), f"{i}.png"))
     gan_mnist.main(["--data", os.fsdecode(folder), "--steps", "1", "--batch-size", "4"])
-    assert Path("runs/gan_mnist-set?-gan-dense/generator.pth").exists()
+    assert Path("runs/gan_mnist-set?-batch-size-4/generator.pth").exists()
 
 
 def test_a_bright_file_more_changes_the_range():
@@ -416,7 +416,7 @@ def test_fid_takes_arrays_and_archives(capsys, inception_file):
 
 
 def test_the_size_that_nearly_all_have_decides(monkeypatch, capsys):
-    monkeypatch.setattr(lenet, "_trained", lambda net, *_: net)
+    monkeypatch.setattr(lenet, "_train", lambda net, *_: net)
     seen = []
     classifier = lenet.classifier
     monkeypatch.setattr(lenet, "classifier", lambda data, *rest: seen.append(data) or classifier(data, *rest))
@@ -441,7 +441,7 @@ def test_grey_in_three_channels_is_grey(suffix, capsys, monkeypatch):
         Path("set").mkdir(exist_ok=True)
         rgb = Image.fromarray(grey[0].numpy()).convert("RGB")
         rgb.save(f"set/{i}{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     gan_mnist.main("--data set --steps 1 --batch-size 4 --out run".split())
     said = capsys.readouterr()
     assert "data: set (27 + 3 images of (1, 28, 28))" in said.out

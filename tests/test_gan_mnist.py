@@ -15,7 +15,7 @@ import common
 import fid
 import gan_mnist
 from plumbing.run import run as run_module
-from tests.helpers import as_files, error_line, last_of, photos, picture, results_of, same
+from tests.helpers import NoJudge, as_files, error_line, last_of, photos, picture, results_of, same
 
 TINY_GAN = "--data digits --batch-size 8 --noise-dim 3 --log-every 4".split()
 
@@ -58,7 +58,7 @@ def test_each_step_changes_its_own_network(arch, monkeypatch):
         return optimizer
 
     monkeypatch.setattr(gan_mnist, "get_optimizer", spied)
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     gan_mnist.main([*TINY_GAN, "--arch", arch, "--steps", "2"])
     G, D = 0, 1
     assert [number for number, _, _ in seen] == [D, G, D, G]
@@ -69,22 +69,24 @@ def test_each_step_changes_its_own_network(arch, monkeypatch):
         assert same(first[2][other], second[2][other])  # what one network learns from, the other's step has not touched
 
 
-def looked_at(draw) -> dict:
-    """A measurement that draws samples and looks at none."""
-    assert len(next(iter(draw(4, 0)))) == 4
-    return {"fd_lenet": 1.0, "class_entropy": 2.3, "class_histogram": [1, 1]}
+class BlindJudge(NoJudge):
+    """A judge that draws samples and looks at none."""
+
+    def __call__(self, draw) -> dict:
+        assert len(next(iter(draw(4, 0)))) == 4
+        return {"fd_lenet": 1.0, "class_entropy": 2.3, "class_histogram": [1, 1]}
 
 
 @pytest.mark.parametrize(("arch", "loss", "ema"), [("dense", "gan", "0"), ("conv", "lsgan", "0.9")])
 def test_gan_resume_is_exact(arch, loss, ema, monkeypatch):
     """Averaging, logging and sampling change no training."""
-    monkeypatch.setattr(fid, "judges", lambda *_: {"fd_lenet": looked_at})
+    monkeypatch.setattr(fid, "Judge", BlindJudge)
     argv = [*TINY_GAN, "--arch", arch, "--loss", loss]
     gan_mnist.main([*argv, "--ema", ema, "--steps", "6", "--out", "whole"])
     gan_mnist.main([*argv, "--ema", ema, "--steps", "4", "--out", "halves"])
     gan_mnist.main([*argv, "--ema", ema, "--steps", "6", "--out", "halves", "--sample-every", "2"])
     whole, halves = (last_of(name) for name in ("whole", "halves"))
-    networks = {k: v for k, v in whole.items() if k not in run_module.Run.KEPT}
+    networks = {k: v for k, v in whole.items() if k not in run_module.SAVED_FIELDS}
     assert same(networks, {k: halves[k] for k in networks})
     assert networks.keys() == {"G", "D", "averaged", "G_optimizer", "D_optimizer"}
     gan_mnist.main([*argv, "--ema", "0", "--steps", "6", "--out", "seed1", "--seed", "1"])
@@ -101,12 +103,12 @@ def test_gan_resume_is_exact(arch, loss, ema, monkeypatch):
 def test_a_gan_from_start_to_samples(capsys, monkeypatch):
     monkeypatch.setattr(fid, "SAMPLES", 1000)
     gan_mnist.main([*TINY_GAN, "--steps", "8", "--sample-every", "8"])
-    folder, found = Path("runs/gan_mnist-digits-gan-dense"), capsys.readouterr()
+    folder, found = Path("runs/gan_mnist-digits-batch-size-8-noise-dim-3"), capsys.readouterr()
     end = f"{folder}: step 8, trained and measured on digits (1618 + 179 images of (1, 28"
     assert found.out.splitlines()[-1].startswith(end)
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,split,d_loss,g_loss,d_x,d_g_z,fd_lenet,class_entropy"
-    splits = ["train", "before G's step", "after G's step"]
+    splits = ["train", "D's step", "G's step"]
     expected = [["4", split] for split in splits] + [["8", split] for split in [*splits, "samples"]]
     assert [row.split(",")[:2] for row in rows[1:]] == expected
     results = results_of(folder)
@@ -161,7 +163,7 @@ def test_averaged_weights():
         (["--noise-dim", "0"], "--noise-dim"),
         (["--ema", "1"], "--ema"),
         (["--loss", "no-such-game"], "--loss"),
-        (["--generate"], "no trained weights in runs/gan_mnist-*"),
+        (["--generate"], "There are no trained weights in runs/gan_mnist-*"),
         (["--generate", "--weights", "nowhere"], "nowhere/generator.pth cannot be read"),
     ],
 )
@@ -174,7 +176,7 @@ def test_bad_gan_input_gets_one_line(argv, says, capsys):
     ("flags", "beta1"), [([], 0.0), (["--loss", "lsgan"], 0.5), (["--beta1", "0.5"], 0.5), (["--beta1", "0"], 0.0)]
 )
 def test_momentum_is_that_of_the_game(flags, beta1, monkeypatch):
-    monkeypatch.setattr(fid, "judges", lambda *_: {})
+    monkeypatch.setattr(fid, "Judge", NoJudge)
     gan_mnist.main([*TINY_GAN, *flags, "--steps", "1", "--out", "run"])
     for optimizer in ("G_optimizer", "D_optimizer"):
         assert last_of("run")[optimizer]["param_groups"][0]["betas"] == (beta1, 0.999)

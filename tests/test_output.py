@@ -136,9 +136,20 @@ def test_curves_show_what_comes_late_and_the_equilibrium(monkeypatch):
 )
 def test_equilibrium(loss, smoothing, expected):
     """Goodfellow et al. 2014, proposition 1; with labels smoothed by s the best D is (1 − s) / 2 where p_g = p_data."""
-    assert dcgan.equilibrium(loss, smoothing) == pytest.approx(expected, abs=1e-9)
-    if not smoothing and loss in gan_mnist.EQUILIBRIUM:
-        assert gan_mnist.EQUILIBRIUM[loss] == pytest.approx(expected, abs=1e-9)
+    found = dcgan.equilibrium(loss, smoothing)
+    assert found == pytest.approx(expected, rel=1e-9)
+    if smoothing == 0 and loss in gan_mnist.GAMES:
+        assert gan_mnist.EQUILIBRIUM[loss] == found
+    # No score for both is better for D than the one that makes the curves' values.
+    scores = torch.linspace(-2, 2, 4001, dtype=torch.float64)[:, None]
+    probability = torch.sigmoid if loss == "gan" else torch.nn.Identity()
+    d_loss_fn, g_loss_fn = dcgan.game(loss, 0, smoothing)
+    losses = torch.stack([d_loss_fn(score, score) for score in scores])
+    assert losses.min().item() == pytest.approx(found["d_loss"], abs=1e-6)
+    if loss != "hinge":
+        best = scores[losses.argmin()]
+        assert probability(best).item() == pytest.approx(found["d_x"], abs=1e-3) and found["d_x"] == found["d_g_z"]
+        assert g_loss_fn(best).item() == pytest.approx(found["g_loss"], abs=2e-3)
 
 
 @pytest.mark.parametrize(
