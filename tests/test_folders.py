@@ -412,7 +412,7 @@ def test_fid_takes_arrays_and_archives(capsys, inception_file):
     fid.main(["real", "s.npz", *weights])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["value"] == pytest.approx(values[0], rel=1e-6)
     np.savez("two.npz", x_train=other[:, 0].numpy(), x_test=other[:, 0].numpy())
-    assert "name one of them, such as two.npz:test" in error_line(capsys, fid.main, ["two.npz", "real", *weights])
+    assert "Name one of them, such as two.npz:test" in error_line(capsys, fid.main, ["two.npz", "real", *weights])
 
 
 def test_the_size_that_nearly_all_have_decides(monkeypatch, capsys):
