@@ -1,1 +1,1 @@
-"""What no reader of the science needs: a script reads without this folder."""
+"""All that a reader of the science does not need. Each script can be read without this folder."""
