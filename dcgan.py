@@ -470,7 +470,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--image-size", type=common.between(8, 256), help=size)
     norm = "in D, instead of BatchNorm (1802.05957; default: for grey images)"
     add("--spectral-norm", action=BooleanOptionalAction, help=norm)
-    add = p.group("game")
+    add = p.group("optimisation")
     loss = "arXiv 1406.2661 (non-saturating), 1611.04076, 1705.02894"
     add("--loss", choices=["gan", "lsgan", "hinge"], default="gan", help=loss)
     smoothing = "D's target for data is 1 minus this (1606.03498; default: gan 0.1, else 0)"
@@ -481,7 +481,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--instance-noise", type=common.amount, default=0.2, help=noise)
     fall = "step at which that noise has fallen to 0 (default: 10000, grey never)"
     add("--noise-steps", type=common.count, help=fall)
-    average = "decay of G's average, of at most a tenth of the steps; 0 is none (1806.04498)"
+    average = "decay of G's average; 0 is none (1806.04498)"
     add("--ema", type=common.share, default=0.999, help=average)
     flip = "mirror half of the training images (default: those in colour)"
     add("--flip", action=BooleanOptionalAction, help=flip)
