@@ -1,6 +1,7 @@
 """Helpers that every script calls: flags, batches, averages, checkpoints, trained weights, image grids.
 
-Models, losses, optimisers and loops stand in the scripts. A reader of the science needs nothing of plumbing/.
+Models, losses, optimisers and loops stand in the scripts. A reader of the science may want two files
+of plumbing/: run/run.py (files of a run, seeds) and judge/lenet.py (FD-LeNet).
 """
 
 import argparse

@@ -163,19 +163,20 @@ def discriminator_loss_fn(
 ) -> Tensor:
     """Return the error of y_data against data_label plus that of y_generated against 1 − data_label, batch means.
 
-    y_data, y_generated: (B, 1). data_label: 0 is the homework's default, train() has 1. label_noise: width of the
-    uniform noise on every label. label_smoothing: distance of the data's labels from data_label, not of the others
-    (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
+    y_data, y_generated: (B, 1). data_label: the label of data. train() has 1, the homework's default is 0.
+    label_noise: width of the uniform noise on every label. label_smoothing: distance of the data's labels from
+    data_label, not of the others (one-sided). error: cross_entropy of logits, or squared_error for LSGAN.
     """
     smooth_label = data_label + label_smoothing * (1 - 2 * data_label)
     real_labels = smooth_label + label_noise * (torch.rand_like(y_data) - 0.5)
     fake_labels = 1.0 - data_label + label_noise * (torch.rand_like(y_generated) - 0.5)
+    # With data_label 1 and neither noise nor smoothing: −E[log D(x)] − E[log(1 − D(G(z)))] (Goodfellow's eq. 1).
     return error(y_data, real_labels) + error(y_generated, fake_labels)
 
 
 def generator_loss_fn(y_generated, data_label=0, error=cross_entropy) -> Tensor:
     """Return the error of y_generated (B, 1) against data_label, as G's images are to be taken for data."""
-    return error(y_generated, torch.full_like(y_generated, data_label))
+    return error(y_generated, torch.full_like(y_generated, data_label))  # with data_label 1: −E[log D(G(z))]
 
 
 def hinge_discriminator_loss(y_data: Tensor, y_generated: Tensor) -> Tensor:
@@ -221,8 +222,8 @@ def update(
 ) -> tuple[Tensor, ...]:
     """Update D on x (B, C, H, W) in [-1, 1] and as many samples, then G on new samples through the new D.
 
-    draw_z: n -> z (n, z_dim). sigma: of the Gaussian noise on D's inputs. Return D's loss, G's loss, and the logits
-    (B, 1) of x, of the samples in D's step, and of those in G's step.
+    draw_z: n -> z (n, z_dim). sigma: standard deviation of the noise on D's inputs. Return D's loss, G's loss,
+    and the logits (B, 1) of x, of the samples in D's step, and of those in G's step.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
@@ -250,7 +251,7 @@ def update(
 
 
 def noise_left(step: int, noise_steps: int | None) -> float:
-    """Return the factor of --instance-noise, which falls to 0 at step noise_steps, or stays where that is None."""
+    """Return the factor of --instance-noise, which falls to 0 at step noise_steps, or stays 1 where that is None."""
     return max(0, 1 - step / noise_steps) if noise_steps else 1
 
 
@@ -259,7 +260,9 @@ def train(args: Namespace, device: torch.device) -> Run:
 
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     config = settings(args, data)
-    G = build(args.begin | config).to(device)  # args.begin: the weights of --weights, if it was typed
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
+    # "model" come from it. The optimiser and the step start anew.
+    G = build(args.begin | config).to(device)
     D = build(common.load_discriminator(args) | config, Discriminator).to(device)
     averaged_G = copy.deepcopy(G)  # what is shown, measured and saved
     d_loss_fn, g_loss_fn = game(args.loss, args.label_noise, config["label_smoothing"])
@@ -272,11 +275,12 @@ def train(args: Namespace, device: torch.device) -> Run:
     run = Run(args, data, to_continue, weights, equilibrium(args.loss, config["label_smoothing"]))
     if run.finished():
         return run
-    batch = common.batches(data.train, args, device)
+    batch = common.batches(data.train, args, device)  # depends on --seed and the step alone
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     players = fast_D, fast_G, d_loss_fn, g_loss_fn, D_optimizer, G_optimizer
-    # Training images choose the best generator. Test images are for its report.
-    judge = fid.Judge(data, args.data_dir, device, "train")
+    # Every tenth training image chooses the best generator. The test images choose nothing: they measure at the end.
+    judge = fid.Judge(data, args.data_dir, device, split="train")
+    # --generate takes generator.pth, the last average. The best one is used with --weights FILE only.
     best_file = f"best_{judge.distance or 'fd_lenet'}.pth"
 
     for step in run.steps():
@@ -311,7 +315,7 @@ def train(args: Namespace, device: torch.device) -> Run:
 
 # ------------------------------------------------------------------------------------------------------ measurements
 
-MEANING = {  # of results: unit, and which way is better
+MEANING = {  # how each result is printed: its unit, and which way is better
     "fid": "FID {:.3g}, the lower the better",
     "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
     "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
@@ -479,7 +483,7 @@ def get_args(argv: list[str] | None = None) -> Namespace:
     add("--label-noise", type=common.share, default=0.0, help=label_noise)
     noise = "σ of the Gaussian noise on D's inputs at the start (1610.04490)"
     add("--instance-noise", type=common.amount, default=0.2, help=noise)
-    fall = "step at which that noise has fallen to 0 (default: 10000, grey never)"
+    fall = "step at which the instance noise has fallen to 0 (default: 10000, grey never)"
     add("--noise-steps", type=common.count, help=fall)
     average = "decay of G's average; 0 is none (1806.04498)"
     add("--ema", type=common.share, default=0.999, help=average)

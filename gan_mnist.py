@@ -159,7 +159,9 @@ def train(args: Namespace, device: torch.device) -> Run:
 
     data = images.load_images(args.data, "mnist", args.data_dir, 28)
     config = settings(args, data)
-    G = build(args.begin | config).to(device)  # args.begin: the weights of --weights, if it was typed
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
+    # "model" come from it. The optimiser and the step start anew.
+    G = build(args.begin | config).to(device)
     D = build(common.load_discriminator(args) | config, "D").to(device)
     averaged_G = copy.deepcopy(G)  # for samples, scores and generator.pth
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
@@ -216,7 +218,7 @@ def train(args: Namespace, device: torch.device) -> Run:
 
 # ------------------------------------------------------------------------------------------------------ measurements
 
-MEANING = {  # of results: unit, and which way is better
+MEANING = {  # how each result is printed: its unit, and which way is better
     "fid": "FID {:.3g}, the lower the better",
     "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
     "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",

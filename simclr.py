@@ -240,7 +240,9 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     config = settings(args, data)
-    model = build(args.begin | config).to(device)  # args.begin: weights of --weights
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
+    # "model" come from it. The optimiser and the step start anew.
+    model = build(args.begin | config).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
     # last.pth holds model, optimizer and step. Each step seeds its own noise, so a resumed run is the same run.
     run = Run(args, data, {"model": model, "optimizer": optimizer}, {"simclr.pth": (model, config)})
@@ -281,7 +283,7 @@ def train(args: Namespace, device: torch.device) -> Run:
 
 # ------------------------------------------------------------------------------------------------------ measurements
 
-MEANING = {  # of results: unit, and which way is better
+MEANING = {  # how each result is printed: its unit, and which way is better
     "linear": "linear accuracy {:.1%} on frozen features, the higher the better",
     "linear_few": "linear accuracy {:.1%} from few labels",
     "knn": "kNN accuracy {:.1%}, the higher the better",

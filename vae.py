@@ -15,9 +15,9 @@ the KL term, which --arch mlp warms up (kl_warmup). Initial weights that keep Re
     python vae.py --generate                       # a grid of new samples from the newest run
 
 Measured with the first command on MNIST's 10,000 test digits at 32 x 32, three seeds: ELBO -95.43 ± 0.09 nats, log p(x)
-at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; grey values have no density, so papers' numbers
-are those of --binarize), FD-LeNet 59.3 ± 0.3, in 9 minutes on one thread of an AMD EPYC. The homework's --arch tsinghua
---lr 1e-3 --lr-schedule constant: -105.1, -99.6, 108 (one seed).
+at least -91.74 ± 0.09 (128 importance samples, the first 1,000 digits; grey values have no density: compare with papers
+by --binarize), FD-LeNet 59.3 ± 0.3, in 9 minutes on one thread of an AMD EPYC. Tsinghua's homework, --arch
+tsinghua --lr 1e-3 --lr-schedule constant: ELBO -105.1, log p(x) -99.6, FD-LeNet 108 (one seed).
 """
 
 import math
@@ -87,7 +87,7 @@ def to_float32(x: Tensor) -> Tensor:
 
 
 class VAE(nn.Module):
-    """Encoder and decoder of features, joined by z.
+    """VAE of a features encoder and a features decoder, with linear layers to and from z between them.
 
     Args:
         features_encoder: (B, *in_size) -> features of any shape.
@@ -187,7 +187,8 @@ class TsinghuaVAE(VAE):
         )
         self.z_dim = latent_dim
         self.set_likelihood("bernoulli")
-        # There are as few ReLUs next to z as latents. These values let almost everything pass, or the ReLUs would die.
+        # The layers next to z have 2·latent_dim and latent_dim ReLUs only. With these initial values almost all their
+        # inputs are positive. With PyTorch's the ReLUs would die.
         before_z, after_z = self.encoder[5][0], self.decoder[0][0]
         nn.init.ones_(before_z.bias)
         nn.init.eye_(after_z.weight)
@@ -197,6 +198,7 @@ class TsinghuaVAE(VAE):
         mu, log_sigma = to_float32(self.encoder(x)).chunk(2, dim=1)
         return mu, 2 * log_sigma
 
+    # The homework calls reparameterize(μ, log σ). posterior() returns log σ², so encode() calls VAE's own.
     def reparameterize(self, mu: Tensor, log_sigma: Tensor) -> Tensor:
         """Return z = μ + σ ⊙ ε from the output of the table's head, log σ."""
         return super().reparameterize(mu, 2 * log_sigma)
@@ -246,6 +248,7 @@ def vae_loss(x, xr, z_mu, z_log_sigma2, x_sigma2, beta=1.0) -> tuple[Tensor, Ten
     """
     data_loss = F.mse_loss(xr, x) / x_sigma2
     kldiv_loss = (z_log_sigma2.exp() + z_mu**2 - 1 - z_log_sigma2).sum(1).mean()
+    # For β = 1: −2 ELBO (eq. 3), up to a constant.
     return data_loss + beta * kldiv_loss, data_loss, kldiv_loss
 
 
@@ -257,7 +260,7 @@ def bce_vae_loss(x, xr, mu, log_sigma2, beta=1.0, logits=False) -> tuple[Tensor,
     cross_entropy = F.binary_cross_entropy_with_logits if logits else F.binary_cross_entropy
     rec = cross_entropy(xr, x, reduction="sum") / len(x)
     kl = 0.5 * (mu**2 + log_sigma2.exp() - log_sigma2 - 1).sum(1).mean()
-    return rec + beta * kl, rec, kl
+    return rec + beta * kl, rec, kl  # for β = 1: −ELBO (eq. 3)
 
 
 class Bernoulli:
@@ -273,7 +276,7 @@ class Bernoulli:
         log_p = x * out - F.softplus(out)  # (K, B, C, H, W) from x (B, ...) and out (K, B, ...)
         return log_p.flatten(2).sum(-1)
 
-    def elbo(self, rec, kl, _):  # of the loss's terms, in nats per image
+    def elbo(self, rec, kl, _):  # in nats per image, from the loss's terms
         return -rec - kl
 
 
@@ -325,23 +328,25 @@ def schedule(step: int, steps: int, kind: str) -> float:
 
 
 def kl_warmup(step: int, steps: int, arch: str) -> float:
-    """Return β's factor in step 1 ... steps. It keeps a dense encoder from staying near p(z) (arXiv 1602.02282)."""
+    """Return β's factor in step 1 ... steps. A small β at first keeps q(z|x) from staying at p(z) (1602.02282)."""
     return min(1, 4 * step / steps) if arch == "mlp" else 1.0
 
 
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     config = settings(args, data)
-    # args.begin holds the weights of --weights, or nothing. build() loads them.
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
+    # "model" come from it. The optimiser and the step start anew.
     model = build(args.begin | config).to(device)
     if not args.begin:
         init_near_prior(model, data.train)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=device.type != "mps")
-    # last.pth holds model, optimizer and step. Each step seeds its own noise, so a resumed run is the same run.
+    # vae.pth holds the weights and the config, last.pth also the optimizer, the step and the rows of metrics.csv.
+    # Each step seeds its noise by (seed, step), so a resumed run is the same run.
     run = Run(args, data, {"model": model, "optimizer": optimizer}, {"vae.pth": (model, config)})
     if run.finished():
         return run
-    batch = common.batches(data.train, args, device)
+    batch = common.batches(data.train, args, device)  # depends on --seed and the step alone
     fast_model = common.for_training(model, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
@@ -381,7 +386,7 @@ def init_near_prior(model: VAE, x: Tensor) -> None:
 
 # Measurements
 
-MEANING = {  # of results: unit, and which way is better
+MEANING = {  # how each result is printed: its unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
     "log_px": "log p(x) at least {:.2f} nats, the higher the better",
     "fid": "FID {:.3g}, the lower the better",
@@ -415,7 +420,7 @@ def posteriors(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @common.in_eval_mode
 def log_importance_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
-    """Return log p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, in nats, (K, B), of uint8 images. Their mean is the ELBO."""
+    """Return log[p(x|z_k) p(z_k) / q(z_k|x)], z_k ~ q, in nats, (K, B), of uint8 images. Their mean is the ELBO."""
     x = prepare(model, x)  # (B, C, H, W)
     mu, log_sigma2 = model.posterior(x)
     eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
@@ -427,7 +432,7 @@ def log_importance_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
 
 
 def log_px(model: VAE, x: Tensor, n_samples: int) -> float:
-    """Return the mean over images of log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), in nats (Burda et al., eq. 8).
+    """Return the mean over images of log[1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x)], in nats (Burda et al., eq. 8).
 
     This is a lower bound on log p(x). It is tighter with more samples, and on average not below the ELBO.
     x: uint8 (N, C, H, W). n_samples: K.
@@ -501,7 +506,7 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
     results = {"elbo": model.p_x.elbo(terms["rec"], terms["kl"], data.test[0].numel())}
     results |= {"rec": terms["rec"], "kl": terms["kl"], "test_images": len(data.test)}
 
-    # The bound on log p(x) costs 128 passes an image: of the first 1,000 images, unless --samples asks for all.
+    # The bound on log p(x) costs 128 passes per image, so it is computed for the first 1,000. --samples: for all.
     x, n_samples = (data.test, args.samples) if args.samples else (data.test[:1000], 128)
     results["log_px"] = log_px(model, x, n_samples)
     results |= {"log_px_images": len(x), "log_px_samples": n_samples}
@@ -517,7 +522,8 @@ def evaluate_run(model: VAE, data, folder: Path, args: Namespace) -> dict[str, o
 
     mu = posteriors(model, data.test[:2000])[0].cpu()
     latent.draw(decode, mu, data, folder)
-    # FD-LeNet and, with a GPU, FID: 10,000 samples against the test images, on networks trained on real images.
+    # FD-LeNet compares 10,000 samples with the test images, on features of a LeNet-5 trained on data.train. FID, on
+    # Inception's features, needs a GPU and Inception's weights.
     judge = fid.Judge(data, args.data_dir, device)
     return results | judge(partial(draw_samples, model))
 

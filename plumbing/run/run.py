@@ -62,7 +62,7 @@ def folder_name(args: argparse.Namespace, data: Any) -> str:
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a step's noise. A single process is rank 0, as SeedSequence pads with zeros."""
+    """Return the seed of a step's noise. SeedSequence pads with zeros, so rank 0 has the seed of (seed, step)."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
@@ -92,7 +92,7 @@ class Run:
     """The folder of one training. A Run resumes, logs, saves and ends the training.
 
     Args:
-        args: the flags, from common.parse_args.
+        args: the flags, from a script's get_args.
         data: the data set. A Run prints it, records it, and refuses to continue with another one.
         to_continue: models and optimisers, by the name under which last.pth keeps their state.
         weights: by file name a model and the config that rebuilds it. Each checkpoint writes these files too.
@@ -276,7 +276,7 @@ class Run:
             self.events.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
 
     def save(self) -> None:
-        """Write the weights files, then last.pth, then curves.png. So after a kill the weights are never the older."""
+        """Write the weights files, then last.pth, then curves.png. A kill leaves no weights older than last.pth."""
         self._averages()
         for name, thing in self.to_continue.items():
             values = thing.state_dict().values() if isinstance(thing, nn.Module) else ()
@@ -321,7 +321,7 @@ class Run:
                 for step in self.bar:
                     began = time.perf_counter()
                     self.step, self.row_due = step, False
-                    self.due(self.args.log_every)  # every script has rows, also one that measures nothing then
+                    self.due(self.args.log_every)  # every script writes a row then
                     self._seed_noise()
                     yield step
                     self.seconds += time.perf_counter() - began

@@ -9,7 +9,7 @@ from plumbing.system import hardware
 VERBS = ("generate", "eval", "interpolate", "export", "encode", "score", "features")  # flags that replace training
 ONLY_TRAINING = ("steps", "fresh", "compile", "log_every", "save_every", "sample_every")
 USED_IN = dict.fromkeys(ONLY_TRAINING, ("train",)) | {"n": ("generate",)}  # by flag where alone it does something
-EXTRA = ("script", "weights_name", "typed", "science", "training", "begin")  # of parse_args, beside the flags
+EXTRA = ("script", "weights_name", "typed", "science", "training", "begin")  # of parse(), beside the flags
 NOT_LEARNED = ("run", "trained weights")  # groups of flags that do not change what is learned
 METAVARS = {"int": "N", "float": "X"}
 
