@@ -138,9 +138,9 @@ def stages(image_size: int, hidden_dim: int) -> list[int]:
 
 
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
-    """Return G of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32. build() returns the same.
+    """Return G of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32.
 
-    Raises ValueError for another arch than tsinghua.
+    For the homework only. train() calls build(), with the same layers. Raises ValueError for another arch than tsinghua.
     """
     if arch != "tsinghua":
         raise ValueError(f"there is no architecture {arch}; there is tsinghua")
@@ -260,8 +260,9 @@ def train(args: Namespace, device: torch.device) -> Run:
 
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     config = settings(args, data)
-    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
-    # "model" come from it. The optimiser and the step start anew.
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. common.run has set untyped
+    # "model" flags from it, so they agree with config. The optimiser and the step start anew.
+    # G starts from the averaged weights, D from discriminator.pth beside them. Without that file D starts untrained.
     G = build(args.begin | config).to(device)
     D = build(common.load_discriminator(args) | config, Discriminator).to(device)
     averaged_G = copy.deepcopy(G)  # what is shown, measured and saved
@@ -269,7 +270,8 @@ def train(args: Namespace, device: torch.device) -> Run:
     probability = torch.sigmoid if args.loss == "gan" else nn.Identity()
     adam = partial(torch.optim.Adam, lr=config["lr"], betas=(args.beta1, 0.999), fused=device.type != "mps")
     D_optimizer, G_optimizer = adam(D.parameters()), adam(G.parameters())
-    # last.pth holds these five and the step. Each step seeds its own noise, so a resumed run is the same run.
+    # last.pth holds these five, the step and the rows of metrics.csv. Each step seeds its noise by (seed, step), so a
+    # resumed run is the same run.
     to_continue = {"G": G, "D": D, "averaged": averaged_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     weights = {"generator.pth": (averaged_G, config), "discriminator.pth": (D, config | {"network": "D"})}
     run = Run(args, data, to_continue, weights, equilibrium(args.loss, config["label_smoothing"]))

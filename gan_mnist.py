@@ -159,14 +159,16 @@ def train(args: Namespace, device: torch.device) -> Run:
 
     data = images.load_images(args.data, "mnist", args.data_dir, 28)
     config = settings(args, data)
-    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
-    # "model" come from it. The optimiser and the step start anew.
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. common.run has set untyped
+    # "model" flags from it, so they agree with config. The optimiser and the step start anew.
+    # G starts from the averaged weights, D from discriminator.pth beside them. Without that file D starts untrained.
     G = build(args.begin | config).to(device)
     D = build(common.load_discriminator(args) | config, "D").to(device)
     averaged_G = copy.deepcopy(G)  # for samples, scores and generator.pth
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
     G_optimizer, D_optimizer = (get_optimizer(model, args.lr, config["beta1"]) for model in (G, D))
-    # last.pth holds these five and the step. Each step seeds its own noise, so a resumed run is the same run.
+    # last.pth holds these five, the step and the rows of metrics.csv. Each step seeds its noise by (seed, step), so a
+    # resumed run is the same run.
     to_continue = {"G": G, "D": D, "averaged": averaged_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     weights = {"generator.pth": (averaged_G, config), "discriminator.pth": (D, config | {"network": "D"})}
     run = Run(args, data, to_continue, weights, EQUILIBRIUM[args.loss])

@@ -240,8 +240,8 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "cifar10", args.data_dir, args.image_size)
     config = settings(args, data)
-    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
-    # "model" come from it. The optimiser and the step start anew.
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. common.run has set untyped
+    # "model" flags from it, so they agree with config. The optimiser and the step start anew.
     model = build(args.begin | config).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
     # last.pth holds model, optimizer and step. Each step seeds its own noise, so a resumed run is the same run.

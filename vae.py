@@ -114,6 +114,7 @@ class VAE(nn.Module):
         """Choose p(x|z), "bernoulli" or "gaussian". Raises ValueError for another name.
 
         x_sigma2: see Gaussian. binarize: prepare() draws each pixel, 0 or 1, from its grey value.
+        A new likelihood is a class like Bernoulli, a row here, and a choice of --likelihood. Its low is 0 or -1.
         """
         likelihoods = {"bernoulli": Bernoulli(), "gaussian": Gaussian(x_sigma2)}
         if likelihood not in likelihoods:
@@ -335,8 +336,8 @@ def kl_warmup(step: int, steps: int, arch: str) -> float:
 def train(args: Namespace, device: torch.device) -> Run:
     data = images.load_images(args.data, "mnist", args.data_dir, args.image_size)
     config = settings(args, data)
-    # args.begin is the content of the file of --weights, or {}. build() loads its weights. Untyped flags of the group
-    # "model" come from it. The optimiser and the step start anew.
+    # args.begin is the content of the file of --weights, or {}. build() loads its weights. common.run has set untyped
+    # "model" flags from it, so they agree with config. The optimiser and the step start anew.
     model = build(args.begin | config).to(device)
     if not args.begin:
         init_near_prior(model, data.train)
@@ -420,7 +421,7 @@ def posteriors(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @common.in_eval_mode
 def log_importance_weights(model: VAE, x: Tensor, n_samples: int) -> Tensor:
-    """Return log[p(x|z_k) p(z_k) / q(z_k|x)], z_k ~ q, in nats, (K, B), of uint8 images. Their mean is the ELBO."""
+    """Return log[p(x|z_k) p(z_k) / q(z_k|x)], z_k ~ q, in nats, (K, B), of images. Their mean over k is the ELBO."""
     x = prepare(model, x)  # (B, C, H, W)
     mu, log_sigma2 = model.posterior(x)
     eps = torch.randn(n_samples, *mu.shape, device=mu.device)  # (K, B, Z)
