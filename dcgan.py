@@ -140,7 +140,7 @@ def stages(image_size: int, hidden_dim: int) -> list[int]:
 def build_generator(arch: str, latent_dim: int, hidden_dim: int = 16) -> Generator:
     """Return G of Tsinghua's table: 4h x 4 x 4, 2h x 8 x 8, h x 16 x 16, 1 x 32 x 32.
 
-    For the homework only. train() calls build(), with the same layers. Raises ValueError for another arch than tsinghua.
+    For the homework only. train() calls build(), with the same layers. Raises ValueError for another arch.
     """
     if arch != "tsinghua":
         raise ValueError(f"there is no architecture {arch}; there is tsinghua")
