@@ -205,8 +205,8 @@ def test_the_best_generator_outlives_worse_ones(monkeypatch):
         class Judge(NoJudge):
             distance = key
 
-            def __init__(self, *given) -> None:
-                self.training = given[-1] == "train"
+            def __init__(self, *_, split: str = "test") -> None:
+                self.training = split == "train"
 
             def __call__(self, _) -> dict:
                 if not self.training:
