@@ -247,9 +247,9 @@ def train(args: Namespace, device: torch.device) -> Run:
 
 # Measurements
 
-MEANING = {  # of results: unit, and which way is better
-    "nats": "{:.3f} nats per held-out character, the lower the better",
-    "bits": "{:.3f} bits per held-out character, the lower the better",
+MEANING = {  # how each result is printed: its unit, and which way is better
+    "nats": "{:.4f} nats per held-out character, the lower the better",
+    "bits": "{:.4f} bits per held-out character, the lower the better",
 }
 
 

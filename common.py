@@ -28,6 +28,11 @@ from plumbing.system.flags import Parser, amount, between, count, natural, numbe
 from plumbing.system.process import RESUME, fail, program, running  # noqa: F401
 
 GRID = 400  # generated images above which each image gets a file
+SCORES = {  # how the scores of fid.Judge are printed
+    "fid": "FID {:.3g}, the lower the better",
+    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
+    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
+}
 NOT_OF_RUNS = ("seed", "bf16", "encoding")  # flags that --generate and the like read; they select no run
 
 

@@ -317,11 +317,7 @@ def train(args: Namespace, device: torch.device) -> Run:
 
 # ------------------------------------------------------------------------------------------------------ measurements
 
-MEANING = {  # how each result is printed: its unit, and which way is better
-    "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
-}
+MEANING = common.SCORES | {"spread": "spread {:.2f}: how much samples differ, 1 as much as images do"}
 
 
 @common.in_eval_mode
@@ -339,8 +335,7 @@ def draw_samples(G: Generator, n: int, seed: int) -> Iterator[Tensor]:
 def measure(G: Generator, judge: Callable, data) -> dict:
     """Return the judge's scores of samples, and as "spread" their mean distance, divided by that of the data's."""
     scores = judge(partial(draw_samples, G))
-    spread = lenet.spread(next(draw_samples(G, 500, seed=0)))
-    return scores | {"spread": spread / lenet.spread_of(data)}
+    return scores | {"spread": lenet.relative_spread(next(draw_samples(G, 500, seed=0)), data)}
 
 
 def evaluate_run(G: Generator, data, args: Namespace, best: dict) -> dict:

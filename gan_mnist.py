@@ -159,16 +159,14 @@ def train(args: Namespace, device: torch.device) -> Run:
 
     data = images.load_images(args.data, "mnist", args.data_dir, 28)
     config = settings(args, data)
-    # args.begin is the content of the file of --weights, or {}. build() loads its weights. common.run has set untyped
-    # "model" flags from it, so they agree with config. The optimiser and the step start anew.
-    # G starts from the averaged weights, D from discriminator.pth beside them. Without that file D starts untrained.
+    # args.begin and load_discriminator() are the contents of the files of --weights, or {}. build() loads the weights.
+    # Untyped "model" flags are set from them. The optimisers and the step start anew.
     G = build(args.begin | config).to(device)
     D = build(common.load_discriminator(args) | config, "D").to(device)
     averaged_G = copy.deepcopy(G)  # for samples, scores and generator.pth
     d_loss_fn, g_loss_fn, probability = GAMES[args.loss]
     G_optimizer, D_optimizer = (get_optimizer(model, args.lr, config["beta1"]) for model in (G, D))
-    # last.pth holds these five, the step and the rows of metrics.csv. Each step seeds its noise by (seed, step), so a
-    # resumed run is the same run.
+    # last.pth holds these five and the step. A step's noise is seeded by (seed, step): a resumed run is the same run.
     to_continue = {"G": G, "D": D, "averaged": averaged_G, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     weights = {"generator.pth": (averaged_G, config), "discriminator.pth": (D, config | {"network": "D"})}
     run = Run(args, data, to_continue, weights, EQUILIBRIUM[args.loss])
@@ -177,7 +175,7 @@ def train(args: Namespace, device: torch.device) -> Run:
     batch = common.batches(data.train, args, device)
     fast_G, fast_D = common.for_training(G, args.compile), common.for_training(D, args.compile)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-    judge = fid.Judge(data, args.data_dir, device, inception=False)  # FD-LeNet alone takes seconds
+    judge, scores = fid.Judge(data, args.data_dir, device), {}
 
     for step in run.steps():
         x = batch(step).flatten(1).float() / 127.5 - 1  # (B, 784) in [-1, 1]
@@ -212,19 +210,13 @@ def train(args: Namespace, device: torch.device) -> Run:
         if run.due(args.sample_every, early=True):
             run.save_grid("samples", sample(averaged_G, sample_noise(64, args.noise_dim, seed=0)))
         if run.due(args.sample_every):
-            scores = judge(partial(draw_samples, averaged_G))
+            scores = judge(partial(draw_samples, averaged_G), inception=step == args.steps)  # FID takes long
             run.add("samples", **{name: scores[name] for name in ("fd_lenet", "class_entropy") if name in scores})
             lenet.warn_if_collapsed(run, scores)
-    return run.finish(evaluate_run(averaged_G, data, args), MEANING)
+    return run.finish(scores or judge(partial(draw_samples, averaged_G)), common.SCORES)
 
 
 # ------------------------------------------------------------------------------------------------------ measurements
-
-MEANING = {  # how each result is printed: its unit, and which way is better
-    "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better: Fréchet distance on a small classifier's features, not FID",
-    "class_entropy": "class entropy {:.3f} nats of the samples; of ten classes that come alike 2.303",
-}
 
 
 @common.in_eval_mode
@@ -244,13 +236,6 @@ def won_by_D(run: Run) -> int:
     d_loss = {row["step"]: row["d_loss"] for row in run.rows if row["split"] == "train"}
     undecided = [step for step, loss in d_loss.items() if loss >= 0.01]
     return max(d_loss, default=0) - max(undecided, default=0)
-
-
-def evaluate_run(G: nn.Sequential, data, args: Namespace) -> dict[str, object]:
-    """Return the scores of 10,000 samples: FD-LeNet and, with a GPU, FID."""
-    import fid
-
-    return fid.Judge(data, args.data_dir, torch.device(args.device))(partial(draw_samples, G))
 
 
 def settings(args: Namespace, data) -> dict:
@@ -284,7 +269,10 @@ def use(args: Namespace, device: torch.device) -> None:
     if args.generate:
         common.save_generated(draw_samples(G, args.n, args.seed), args.n, trained.folder)
     if args.eval:
-        trained.finish(evaluate_run(G, trained.data(), args), MEANING)
+        import fid
+
+        judge = fid.Judge(trained.data(), args.data_dir, device)
+        trained.finish(judge(partial(draw_samples, G)), common.SCORES)
 
 
 def get_args(argv: list[str] | None = None) -> Namespace:

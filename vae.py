@@ -34,7 +34,7 @@ import common
 from plumbing.data import images
 from plumbing.run import latent
 from plumbing.run.export import export
-from plumbing.run.networks import device_and_dtype, output_shape
+from plumbing.run.networks import output_shape
 from plumbing.run.run import Run
 from plumbing.system.files import progress
 
@@ -103,8 +103,8 @@ class VAE(nn.Module):
         if x_hat_shape != tuple(in_size):
             raise ValueError(f"the decoder returns {x_hat_shape} instead of {tuple(in_size)}")
         n = math.prod(shape)
-        at = device_and_dtype(features_encoder)
-        to_z, from_z = nn.Linear(n, 2 * z_dim, **at), nn.Linear(z_dim, n, **at)
+        like = next(features_encoder.parameters(), torch.empty(0))  # in device and dtype
+        to_z, from_z = nn.Linear(n, 2 * z_dim).to(like), nn.Linear(z_dim, n).to(like)
         self.encoder = nn.Sequential(features_encoder, nn.Flatten(), to_z)
         self.decoder = nn.Sequential(from_z, nn.Unflatten(1, shape), features_decoder)
         self.z_dim = z_dim
@@ -121,7 +121,7 @@ class VAE(nn.Module):
             raise ValueError(f"no likelihood {likelihood}; there are bernoulli and gaussian")
         self.likelihood, self.p_x = likelihood, likelihoods[likelihood]
         self.output = self.p_x.output
-        self.x_sigma2, self.binarize = x_sigma2, binarize
+        self.binarize = binarize
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ and log σ² of q(z|x), each (B, z_dim), for images (B, C, H, W) in the likelihood's range."""
@@ -146,7 +146,8 @@ class VAE(nn.Module):
         """Return (n, C, H, W) decoded from z ~ N(0, I), on the CPU. A seed gives the same z each time."""
         if seed is not None:
             torch.manual_seed(seed)
-        return self.decode(torch.randn(n, self.z_dim, **device_and_dtype(self))).cpu()
+        z = next(self.parameters()).new_empty(n, self.z_dim).normal_()
+        return self.decode(z).cpu()
 
     def forward(self, x: Tensor, logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return (x̂ (B, C, H, W), μ, log σ²) of images. With logits, x̂ is before the output activation."""
@@ -390,10 +391,7 @@ def init_near_prior(model: VAE, x: Tensor) -> None:
 MEANING = {  # how each result is printed: its unit, and which way is better
     "elbo": "ELBO {:.2f} nats an image, the higher the better",
     "log_px": "log p(x) at least {:.2f} nats, the higher the better",
-    "fid": "FID {:.3g}, the lower the better",
-    "fd_lenet": "FD-LeNet {:.3g}, the lower the better (LeNet's features, not FID)",
-    "class_entropy": "class entropy {:.3f} nats of the samples; ten equal classes have 2.303",
-}
+} | common.SCORES
 
 
 def draw_samples(model: VAE, n: int, seed: int) -> Iterator[Tensor]:

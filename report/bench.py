@@ -73,7 +73,7 @@ class NoJudge:
     def __init__(self, *_, **__) -> None:
         """Take fid.Judge's arguments."""
 
-    def __call__(self, _) -> dict:
+    def __call__(self, *_, **__) -> dict:
         return {}
 
 

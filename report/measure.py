@@ -655,7 +655,7 @@ def faces() -> None:
         if pictures is data.train:
             apart.fill_diagonal_(math.inf)
         high = 100 * spectrum(grey)[16:].sum().item()
-        varied = lenet.spread(pictures) / lenet.spread_of(data)
+        varied = lenet.relative_spread(pictures, data)
         rows.append((name, mean_slope(grey), high, varied, apart.min(1).values.mean().item()))
     head = ("", "mean slope", "% of power above 16 cycles", "spread", "distance to the nearest training face")
     table(head, rows)

@@ -328,7 +328,10 @@ def test_the_score_to_choose_by(inception_file, capsys, monkeypatch):
     monkeypatch.setattr(fid, "_cached_inception", lambda _: inception.load(inception_file))
     no_cpu = torch.device("meta")
     assert fid.Judge(few, "data", no_cpu).distance == "fid"
-    assert fid.Judge(few, "data", no_cpu, inception=False).distance == "fd_lenet"
+    judge.references["fid"] = None, None  # to measure it would raise
+    assert judge(draw, inception=False)["fd_lenet"] < 1e-6
+    with pytest.raises(AttributeError):
+        judge(draw)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("wrong device"), TypeError("no number"), KeyError("fid")])

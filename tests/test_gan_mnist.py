@@ -72,7 +72,7 @@ def test_each_step_changes_its_own_network(arch, monkeypatch):
 class BlindJudge(NoJudge):
     """A judge that draws samples and looks at none."""
 
-    def __call__(self, draw) -> dict:
+    def __call__(self, draw, **_) -> dict:
         assert len(next(iter(draw(4, 0)))) == 4
         return {"fd_lenet": 1.0, "class_entropy": 2.3, "class_histogram": [1, 1]}
 

@@ -139,9 +139,9 @@ def spread(x: Tensor) -> float:
     return distances.mean().item() / x[0].numel() ** 0.5
 
 
-def spread_of(data: images.ImageData) -> float:
-    """Return the spread of 500 of the data's images, or 1 where all of them are the same."""
-    return spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0
+def relative_spread(x: Tensor, data: images.ImageData) -> float:
+    """Return the spread of uint8 images (N, C, H, W) over that of 500 of the data's images."""
+    return spread(x) / (spread(torch.cat([data.test[:250], data.train[:250]])) or 1.0)  # 0: all are the same
 
 
 def warn_if_collapsed(run: Any, scores: dict[str, object]) -> None:

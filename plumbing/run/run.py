@@ -49,6 +49,12 @@ def flag_text(name: str, value: Any) -> str:
     return flag if value is True else f"{flag} {value}"
 
 
+def differences(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, str]:
+    """Return the flags of `here` that `there` has otherwise, as they are typed there and here."""
+    names = [name for name, value in here.items() if there.get(name) != value]
+    return tuple(", ".join(flag_text(name, flags.get(name)) for name in names) for flags in (there, here))
+
+
 def folder_name(args: argparse.Namespace, data: Any) -> str:
     """Return a name made of script, data set and the typed flags that decide what is learned."""
     parts = [args.script, data.name]
@@ -146,6 +152,11 @@ class Run:
         """The results of the evaluation at the end."""
         return files.read_json(self.folder / "results.json")
 
+    @property
+    def _about(self) -> dict[str, Any]:
+        """The entries of each weights file beside config and weights."""
+        return {"script": self.script, "step": self.step, "data": self.data.source, "trained_on": self.trained_on}
+
     def _parameters(self) -> dict[str, int]:
         """Return the number of parameters of each network."""
         networks = {name: thing for name, thing in self.to_continue.items() if isinstance(thing, nn.Module)}
@@ -194,10 +205,8 @@ class Run:
         may_differ = ("out", "data_dir", "data", "device", *EXTRA)
         ours = {k: v for k, v in vars(self.args).items() if k not in may_differ} | {"data": self.flags["data"]}
         for rank, theirs in enumerate(ranks.objects(ours)):
-            differ = [name for name, value in ours.items() if theirs[name] != value]
-            if differ:
-                there = ", ".join(flag_text(name, theirs[name]) for name in differ)
-                here = ", ".join(flag_text(name, ours[name]) for name in differ)
+            there, here = differences(theirs, ours)
+            if here:
                 fail(f"rank {rank} was started with {there}, rank {ranks.rank()} with {here}. Use the same flags.")
 
     def _open(self) -> tuple[dict[str, Any] | None, bool]:
@@ -222,10 +231,8 @@ class Run:
 
     def _continue(self, last: dict[str, Any]) -> None:
         """Load the state of last.pth. End the program where flags or networks differ."""
-        differ = [name for name, value in self.flags.items() if last["flags"].get(name) != value]
-        if differ:
-            there = ", ".join(flag_text(name, last["flags"].get(name)) for name in differ)
-            here = ", ".join(flag_text(name, self.flags[name]) for name in differ)
+        there, here = differences(last["flags"], self.flags)
+        if here:
             fail(
                 f"{self.folder} was trained with {there}, not {here}. To continue it, use {there}. To train again, add "
                 f"--fresh (the old run is kept) or --out NEW. To start from its weights, add --weights {self.folder}."
@@ -248,9 +255,8 @@ class Run:
     def _write_weights(self, name: str, model: nn.Module, config: dict[str, Any]) -> None:
         if ranks.rank():
             return
-        about = {"script": self.script, "step": self.step, "data": self.data.source, "trained_on": self.trained_on}
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
-        checkpoints.save(about | config | {"state_dict": weights}, self.folder / name)
+        checkpoints.save(self._about | config | {"state_dict": weights}, self.folder / name)
 
     def load_weights(self, name: str) -> dict[str, Any]:
         """Return the contents of a weights file of this run, or {} where there is none."""
@@ -416,10 +422,9 @@ class Run:
 
     def finish(self, results: dict[str, Any], meaning: dict[str, str]) -> "Run":
         """Write results.json and print the results, as write_results does. Return the run."""
-        about = {"script": self.script, "step": self.step, "data": self.data.source, "trained_on": self.trained_on}
         results = {"train_minutes": self.seconds / 60, **results}
         weights = self.folder / next(iter(self.weights))
-        write_results(self.folder / "results.json", weights, about, results, meaning, self.args.data_dir)
+        write_results(self.folder / "results.json", weights, self._about, results, meaning, self.args.data_dir)
         return self
 
 
